@@ -1,0 +1,84 @@
+package pool
+
+// Chain is a message's bytes in order, in chunks. The zero value is empty. Whoever holds the chain owns its chunks; copying a
+// Chain value moves that ownership, and the old value must not be used again.
+type Chain struct {
+	head, tail *Chunk
+	size       int64
+}
+
+// Len is the number of bytes written.
+func (ch *Chain) Len() int64 { return ch.size }
+
+// First gives the first chunk, nil when the chain is empty; Chunk.Next leads on.
+func (ch *Chain) First() *Chunk { return ch.head }
+
+// Spare gives room to write into, never empty: what is left of the last chunk, or a new chunk from l. It gives nil when l's
+// budget is spent. Extend says how much of it was used. Chunks grow with the message: 8 KiB, then 32 KiB up to 64 KiB of
+// message, then 128 KiB, so that at most a third of a message's memory is unused.
+func (ch *Chain) Spare(l *List) []byte {
+	if t := ch.tail; t != nil && t.n < len(t.buf) {
+		return t.buf[t.n:]
+	}
+	want := sizes[0]
+	switch {
+	case ch.size >= 64<<10:
+		want = sizes[2]
+	case ch.size > 0:
+		want = sizes[1]
+	}
+	c := l.Get(want)
+	if c == nil {
+		return nil
+	}
+	if ch.tail == nil {
+		ch.head = c
+	} else {
+		ch.tail.next = c
+	}
+	ch.tail = c
+	return c.buf
+}
+
+// Extend counts n bytes of the last Spare as written.
+func (ch *Chain) Extend(n int) {
+	if n == 0 {
+		return
+	}
+	ch.tail.n += n
+	ch.size += int64(n)
+}
+
+// Append copies p to the end. It gives false when l's budget is spent; what was copied until then stays.
+func (ch *Chain) Append(l *List, p []byte) bool {
+	for len(p) > 0 {
+		room := ch.Spare(l)
+		if room == nil {
+			return false
+		}
+		n := copy(room, p)
+		ch.Extend(n)
+		p = p[n:]
+	}
+	return true
+}
+
+// AppendBuffers appends the written part of each chunk to dst, borrowed until Release.
+func (ch *Chain) AppendBuffers(dst [][]byte) [][]byte {
+	for c := ch.head; c != nil; c = c.next {
+		if c.n > 0 {
+			dst = append(dst, c.Bytes())
+		}
+	}
+	return dst
+}
+
+// Release gives all chunks back to their lists and empties the chain. Releasing an empty chain does nothing.
+func (ch *Chain) Release() {
+	for c := ch.head; c != nil; {
+		next := c.next
+		c.Release()
+		c = next
+	}
+	*ch = Chain{}
+}

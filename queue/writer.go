@@ -1,0 +1,213 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+// Limits bound a Writer. Zero values mean the defaults named.
+type Limits struct {
+	// MaxPending is the most messages that may wait for a commit, the running one included; more are refused with ErrFull.
+	// Default 65536.
+	MaxPending int
+	// MaxPendingBytes is the same in message bytes. Default 1 GiB.
+	MaxPendingBytes int64
+	// MaxBatch is the most messages of one commit. Default 1024.
+	MaxBatch int
+	// MaxBatchBytes is the most message bytes of one commit, unless one message alone is larger. Default 64 MiB.
+	MaxBatchBytes int64
+	// MaxLinger is how long the first message of a batch may wait for company when messages come in faster than one a commit.
+	// Zero, the default, never waits: whatever arrived during the last commit is the next batch.
+	MaxLinger time.Duration
+	// LingerFor is the batch size that ends the wait early. Default 32.
+	LingerFor int
+}
+
+func (l *Limits) defaults() {
+	if l.MaxPending == 0 {
+		l.MaxPending = 65536
+	}
+	if l.MaxPendingBytes == 0 {
+		l.MaxPendingBytes = 1 << 30
+	}
+	if l.MaxBatch == 0 {
+		l.MaxBatch = 1024
+	}
+	if l.MaxBatchBytes == 0 {
+		l.MaxBatchBytes = 64 << 20
+	}
+	if l.LingerFor == 0 {
+		l.LingerFor = 32
+	}
+}
+
+// Writer turns submissions from many goroutines into batches for one Backend: group commit. While a batch is being made durable the
+// next one gathers, so the cost of a sync is shared by all that wait, and a lone message never waits for company.
+type Writer struct {
+	backend Backend
+	limits  Limits
+	done    chan struct{} // closed when the writer goroutine has ended
+
+	mu      sync.Mutex
+	waiting []*Submission // not yet taken into a batch, oldest first
+	pending int           // waiting plus the running batch
+	bytes   int64         // of pending
+	idle    bool          // the writer goroutine sleeps on wake
+	closing bool
+	wake    chan struct{} // capacity 1
+}
+
+// NewWriter starts the writer's goroutine over backend.
+func NewWriter(backend Backend, limits Limits) *Writer {
+	limits.defaults()
+	w := &Writer{backend: backend, limits: limits, done: make(chan struct{}), wake: make(chan struct{}, 1)}
+	go w.run()
+	return w
+}
+
+// Submit hands a message over without blocking; any goroutine. With nil the Owner will be told of the result exactly once. With
+// ErrFull or ErrClosed nothing was taken and the submission stays the caller's.
+func (w *Writer) Submit(s *Submission) error {
+	size := s.Env.Size()
+	w.mu.Lock()
+	if w.closing {
+		w.mu.Unlock()
+		return ErrClosed
+	}
+	// One message alone is always taken, whatever its size: the edge has bounded it.
+	if w.pending >= w.limits.MaxPending || w.pending > 0 && w.bytes+size > w.limits.MaxPendingBytes {
+		w.mu.Unlock()
+		return ErrFull
+	}
+	w.waiting = append(w.waiting, s)
+	w.pending++
+	w.bytes += size
+	wake := w.idle
+	w.idle = false
+	w.mu.Unlock()
+	if wake {
+		w.wake <- struct{}{}
+	}
+	return nil
+}
+
+// Room asks whether a message would be taken now: by the writer's own bounds, then by the backend. Any goroutine.
+func (w *Writer) Room() error {
+	w.mu.Lock()
+	full, closing := w.pending >= w.limits.MaxPending || w.bytes >= w.limits.MaxPendingBytes, w.closing
+	w.mu.Unlock()
+	switch {
+	case closing:
+		return ErrClosed
+	case full:
+		return ErrFull
+	}
+	return w.backend.Room()
+}
+
+// Pending says how many messages and bytes wait for their commit. Any goroutine.
+func (w *Writer) Pending() (messages int, bytes int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.pending, w.bytes
+}
+
+// Close refuses new submissions, commits what is waiting, and returns when the last owner has been told, or with ctx's error. It
+// does not close the backend.
+func (w *Writer) Close(ctx context.Context) error {
+	w.mu.Lock()
+	already := w.closing
+	w.closing = true
+	wake := w.idle
+	w.idle = false
+	w.mu.Unlock()
+	if wake {
+		w.wake <- struct{}{}
+	}
+	select {
+	case <-w.done:
+		if already {
+			return ErrClosed
+		}
+		return nil
+	case <-ctx.Done():
+		return errors.Join(errors.New("queue: writer still has messages to commit"), ctx.Err())
+	}
+}
+
+func (w *Writer) run() {
+	defer close(w.done)
+	var batch []*Submission
+	for {
+		var open bool
+		batch, open = w.next(batch)
+		if len(batch) == 0 && !open {
+			return
+		}
+		size := int64(0)
+		for _, s := range batch {
+			size += s.Env.Size() // before the owner has it back
+		}
+		n := len(batch)
+		w.backend.Commit(batch)
+		w.mu.Lock()
+		w.pending -= n
+		w.bytes -= size
+		w.mu.Unlock()
+		tellOwners(batch)
+	}
+}
+
+// next waits for submissions and moves at most a batch of them into buf. open is false when the writer is closing and nothing is left.
+func (w *Writer) next(buf []*Submission) (batch []*Submission, open bool) {
+	clear(buf)
+	batch = buf[:0]
+	w.mu.Lock()
+	for len(w.waiting) == 0 {
+		if w.closing {
+			w.mu.Unlock()
+			return batch, false
+		}
+		w.idle = true
+		w.mu.Unlock()
+		<-w.wake
+		w.mu.Lock()
+	}
+	n, bytes := 0, int64(0)
+	for n < len(w.waiting) && n < w.limits.MaxBatch {
+		size := w.waiting[n].Env.Size()
+		if n > 0 && bytes+size > w.limits.MaxBatchBytes {
+			break
+		}
+		bytes += size
+		n++
+	}
+	batch = append(batch, w.waiting[:n]...)
+	rest := copy(w.waiting, w.waiting[n:])
+	clear(w.waiting[rest:])
+	w.waiting = w.waiting[:rest]
+	w.mu.Unlock()
+	return batch, true
+}
+
+// tellOwners calls each owner once with its submissions, in batch order. It reorders batch. There are few owners (one a loop), so a
+// pass per owner is cheaper than a map.
+func tellOwners(batch []*Submission) {
+	for len(batch) > 0 {
+		owner := batch[0].Owner
+		mine := 1
+		for i := 1; i < len(batch); i++ {
+			if batch[i].Owner == owner {
+				// Keep the order of the owner's submissions: shift the run between.
+				s := batch[i]
+				copy(batch[mine+1:i+1], batch[mine:i])
+				batch[mine] = s
+				mine++
+			}
+		}
+		owner.Committed(batch[:mine:mine])
+		batch = batch[mine:]
+	}
+}
