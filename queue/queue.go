@@ -35,7 +35,8 @@ var (
 type Submission struct {
 	Env   *envelope.Envelope // Env.ID is set by the edge
 	Owner Owner
-	Err   error // set before Committed: nil means durable; any goroutine may read it from then on
+	Token any   // the owner's own; the queue does not look at it
+	Err   error // set before Committed: nil means durable
 }
 
 // Owner is who submitted: an event loop, or a waiting HTTP handler.

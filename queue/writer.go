@@ -140,6 +140,7 @@ func (w *Writer) Close(ctx context.Context) error {
 func (w *Writer) run() {
 	defer close(w.done)
 	var batch []*Submission
+	scratch := make([]*Submission, 0, w.limits.MaxBatch)
 	for {
 		var open bool
 		batch, open = w.next(batch)
@@ -156,7 +157,7 @@ func (w *Writer) run() {
 		w.pending -= n
 		w.bytes -= size
 		w.mu.Unlock()
-		tellOwners(batch)
+		tellOwners(batch, scratch)
 	}
 }
 
@@ -192,22 +193,20 @@ func (w *Writer) next(buf []*Submission) (batch []*Submission, open bool) {
 	return batch, true
 }
 
-// tellOwners calls each owner once with its submissions, in batch order. It reorders batch. There are few owners (one a loop), so a
-// pass per owner is cheaper than a map.
-func tellOwners(batch []*Submission) {
+// tellOwners calls each owner once with its submissions, in batch order. It overwrites batch and scratch. There are few owners (one a
+// loop), so a pass per owner is cheaper than a map.
+func tellOwners(batch, scratch []*Submission) {
 	for len(batch) > 0 {
 		owner := batch[0].Owner
-		mine := 1
-		for i := 1; i < len(batch); i++ {
-			if batch[i].Owner == owner {
-				// Keep the order of the owner's submissions: shift the run between.
-				s := batch[i]
-				copy(batch[mine+1:i+1], batch[mine:i])
-				batch[mine] = s
-				mine++
+		mine, others := batch[:0], scratch[:0]
+		for _, s := range batch {
+			if s.Owner == owner {
+				mine = append(mine, s)
+			} else {
+				others = append(others, s)
 			}
 		}
-		owner.Committed(batch[:mine:mine])
-		batch = batch[mine:]
+		owner.Committed(mine)
+		batch = batch[:copy(batch, others)]
 	}
 }

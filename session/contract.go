@@ -118,3 +118,20 @@ func (s *Session) Shutdown(now time.Time, out []byte) ([]byte, Step) { panic("st
 // Abort releases what the session holds; the connection is gone. Safe to call at any time but while AwaitCommit is pending with the
 // envelope taken (the envelope is the caller's then), and then too.
 func (s *Session) Abort() { panic("stub") }
+
+// Peer gives what Open was told.
+func (s *Session) Peer() *Peer { panic("stub") }
+
+// ID is the session's id, Peer.ID.
+func (s *Session) ID() envelope.ID { panic("stub") }
+
+// Helo borrows the HELO, EHLO or LHLO name, empty before it.
+func (s *Session) Helo() []byte { panic("stub") }
+
+// Hasty says that the session closes while its client may still be sending (an error limit, a time limit, another protocol): the loop then
+// reads on for a moment, so that the last reply is not lost to a reset. It is false after QUIT.
+func (s *Session) Hasty() bool { panic("stub") }
+
+func (st Stage) String() string { panic("stub") }
+
+func (r Reason) String() string { panic("stub") }

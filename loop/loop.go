@@ -1,0 +1,281 @@
+package loop
+
+import (
+	"errors"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/pool"
+	"github.com/fastedge/fastedge/queue"
+	"github.com/fastedge/fastedge/session"
+	"github.com/fastedge/fastedge/smtpcodec"
+)
+
+// What a loop keeps for itself between messages. 4 MiB of idle chunks serve 500 sessions with an ordinary message each.
+const (
+	maxIdleChunkBytes = 4 << 20
+	maxIdleSubs       = 1024
+	maxKeptOut        = 64 << 10
+)
+
+// Replies that the loop itself sends.
+var (
+	replyTooMany  = smtpcodec.Reply{Code: 421, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 2}, Text: "Too many connections, see limits.connections; try again later"}
+	replyDraining = smtpcodec.Reply{Code: 421, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 2}, Text: "Shutting down, try again later"}
+	replyStash    = smtpcodec.Reply{Code: 421, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 7, Detail: 0}, Text: "Too much sent ahead of a reply"}
+
+	replyMemory  = smtpcodec.Reply{Code: 452, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 1}, Text: "Too much mail in progress, see limits.memory; try again later"}
+	replyFull    = smtpcodec.Reply{Code: 452, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 1}, Text: "Queue is full, try again later"}
+	replyNoSpace = smtpcodec.Reply{Code: 452, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 1}, Text: "Insufficient system storage, try again later"}
+	replyQueue   = smtpcodec.Reply{Code: 451, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 0}, Text: "Error queuing message, try again later"}
+)
+
+// refusal turns a queue's error into the reply that the client gets; nil stays nil.
+func refusal(err error) *smtpcodec.Reply {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, queue.ErrFull):
+		return &replyFull
+	case errors.Is(err, queue.ErrNoSpace):
+		return &replyNoSpace
+	case errors.Is(err, queue.ErrClosed):
+		return &replyDraining
+	}
+	return &replyQueue
+}
+
+// loop is the state of one event loop. Its goroutine owns all of it but the mailbox and conns.
+type loop struct {
+	srv   *Server
+	ex    executor // runs run on the loop's goroutine
+	meter LoopMeter
+	log   *slog.Logger
+	epoll int // the loop's epoll descriptor, -1 when it is not known
+
+	res     session.Resources
+	ids     *envelope.IDSource
+	wheel   *wheel
+	out     []byte  // replies of the running burst
+	cur     *conn   // whose session is running: what the observer's calls are about
+	blocked []*conn // connections whose client does not read its replies
+	subs    []*queue.Submission
+	logErr  time.Time // when a queue error was last logged
+
+	conns atomic.Int64
+
+	mu      sync.Mutex
+	mailbox []task
+	armed   bool // a run of the mailbox is on its way
+	spare   []task
+}
+
+type taskKind uint8
+
+const (
+	taskCommitted taskKind = iota
+	taskTick
+	taskDrain
+)
+
+// task is one thing to do on the loop.
+type task struct {
+	kind taskKind
+	sub  *queue.Submission
+}
+
+func (s *Server) newLoop(ex executor) *loop {
+	lp := &loop{
+		srv:   s,
+		ex:    ex,
+		log:   s.log,
+		epoll: -1,
+		ids:   newIDSource(),
+		wheel: newWheel(s.o.Tick, time.Now()),
+	}
+	if s.o.Meter != nil {
+		lp.meter = s.o.Meter.NewLoop()
+	} else {
+		lp.meter = noMeter{}
+	}
+	lp.res = session.Resources{
+		Envelopes: envelope.NewList(pool.NewList(maxIdleChunkBytes, s.o.Budget)),
+		Observer:  lp,
+	}
+	lp.checkRoom()
+	return lp
+}
+
+// post hands t to the loop's goroutine. Any goroutine; it does not block. One Execute serves all tasks posted until it runs.
+func (lp *loop) post(t task) {
+	lp.mu.Lock()
+	lp.mailbox = append(lp.mailbox, t)
+	arm := !lp.armed
+	lp.armed = true
+	lp.mu.Unlock()
+	if arm {
+		lp.ex.execute(lp.runMailbox)
+	}
+}
+
+// Committed is queue.Owner: one wake-up for all messages of this loop in the commit. Runs on: writer goroutine.
+func (lp *loop) Committed(batch []*queue.Submission) {
+	lp.mu.Lock()
+	for _, sub := range batch {
+		lp.mailbox = append(lp.mailbox, task{kind: taskCommitted, sub: sub})
+	}
+	arm := !lp.armed
+	lp.armed = true
+	lp.mu.Unlock()
+	if arm {
+		lp.ex.execute(lp.runMailbox)
+	}
+}
+
+// runMailbox does what was posted. Runs on: event loop.
+func (lp *loop) runMailbox() {
+	lp.mu.Lock()
+	tasks := lp.mailbox
+	lp.mailbox = lp.spare[:0]
+	lp.armed = false
+	lp.mu.Unlock()
+	now := time.Now()
+	for _, t := range tasks {
+		switch t.kind {
+		case taskCommitted:
+			lp.committed(t.sub, now)
+		case taskTick:
+			lp.tick(now)
+		case taskDrain:
+			lp.drain(now)
+		}
+	}
+	clear(tasks)
+	lp.spare = tasks[:0]
+	lp.meter.Callback(time.Since(now))
+}
+
+// submit hands the session's envelope to the queue. It gives the refusal when the queue does not take it; otherwise the session is
+// suspended until committed.
+func (lp *loop) submit(c *conn, now time.Time) *smtpcodec.Reply {
+	env := c.sess.TakeEnvelope(lp.ids.Next(now))
+	c.eod = now
+	sub := lp.getSub()
+	*sub = queue.Submission{Env: env, Owner: lp, Token: c}
+	if err := lp.srv.o.Writer.Submit(sub); err != nil {
+		r := refusal(err)
+		lp.meter.Message(env.Client.Protocol, false, env.Size(), 0)
+		env.Release()
+		lp.putSub(sub)
+		return r
+	}
+	c.suspended = true
+	return nil
+}
+
+// committed resumes the session whose message has its answer.
+func (lp *loop) committed(sub *queue.Submission, now time.Time) {
+	c, env, err := sub.Token.(*conn), sub.Env, sub.Err
+	lp.putSub(sub)
+	defer lp.recovered(c)
+	if err != nil {
+		lp.logQueueError(err, now)
+	}
+	c.suspended = false
+	lp.logMessage(c, env, err)
+	r := refusal(err)
+	lp.meter.Message(env.Client.Protocol, err == nil, env.Size(), now.Sub(c.eod))
+	env.Release()
+	if c.closed {
+		// The message stays with the queue; the client will send it again (RFC 1047), which can't be helped from here.
+		lp.meter.Event(EventOrphan)
+		return
+	}
+	lp.cur = c
+	out, step := c.sess.Committed(r, now, lp.out[:0])
+	c.burst(now, out, step)
+}
+
+// tick lets time pass: deadlines, slow readers, room in the queue.
+func (lp *loop) tick(now time.Time) {
+	lp.checkRoom()
+	lp.wheel.advance(now, func(c *conn) { c.due(now) })
+	blocked := lp.blocked
+	lp.blocked = lp.blocked[:0]
+	for _, c := range blocked {
+		if !c.closed && c.blocked {
+			c.lookAtBlocked(now)
+		}
+		if !c.closed && c.blocked {
+			lp.blocked = append(lp.blocked, c)
+		}
+	}
+	clear(blocked[len(lp.blocked):])
+}
+
+// checkRoom decides whether a MAIL command may start a message now.
+func (lp *loop) checkRoom() {
+	b := lp.srv.o.Budget
+	switch {
+	case lp.srv.draining.Load():
+		lp.res.Refuse = &replyDraining
+	case b != nil && b.Max() > 0 && b.Used() > b.Max()/4*3:
+		// What is left is for the messages that have begun.
+		lp.res.Refuse = &replyMemory
+	default:
+		lp.res.Refuse = refusal(lp.srv.o.Writer.Room())
+	}
+}
+
+// drain tells every session that the server is going away.
+func (lp *loop) drain(now time.Time) {
+	lp.checkRoom()
+	lp.wheel.each(func(c *conn) {
+		defer lp.recovered(c)
+		if c.lingering {
+			return
+		}
+		lp.cur = c
+		out, step := c.sess.Shutdown(now, lp.out[:0])
+		if c.suspended {
+			return // it says so itself after the commit
+		}
+		c.flush(out, now)
+		if step == session.Close && !c.closed {
+			c.finish(now)
+		}
+	})
+}
+
+func (lp *loop) getSub() *queue.Submission {
+	if n := len(lp.subs); n > 0 {
+		sub := lp.subs[n-1]
+		lp.subs = lp.subs[:n-1]
+		return sub
+	}
+	return new(queue.Submission)
+}
+
+func (lp *loop) putSub(sub *queue.Submission) {
+	*sub = queue.Submission{}
+	if len(lp.subs) < maxIdleSubs {
+		lp.subs = append(lp.subs, sub)
+	}
+}
+
+// recovered is deferred by every entry: a panic is our bug and costs one connection, not the process.
+func (lp *loop) recovered(c *conn) {
+	r := recover()
+	if r == nil {
+		return
+	}
+	lp.meter.Event(EventPanic)
+	lp.log.Error("panic on an event loop, connection closed", "panic", r, "session", c.id(), "stack", string(debug.Stack()))
+	if !c.closed {
+		c.close()
+	}
+}

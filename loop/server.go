@@ -1,0 +1,240 @@
+package loop
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/pool"
+	"github.com/fastedge/fastedge/queue"
+	"github.com/fastedge/fastedge/session"
+)
+
+// Listener is one address that clients connect to.
+type Listener struct {
+	Name string
+	// Network is "tcp" or "unix".
+	Network string
+	// Address is host:port, or the path of a unix socket. Port 0 picks a free one: see Server.Addr.
+	Address string
+	// Session decides every reply on this listener.
+	Session *session.Server
+	// MayRelay says whether a client address may send to any domain; nil means none may. Clients of a unix socket always may.
+	MayRelay func(netip.Addr) bool
+}
+
+// Options of a Server. Zero values mean the defaults named.
+type Options struct {
+	Listeners []Listener
+	Writer    *queue.Writer
+	// Budget bounds the bytes of message data held by all loops: limits.memory.
+	Budget *pool.Budget
+	// Loops is the number of event loops. Default: the cores that the process may use.
+	Loops int
+	// MaxConnections is the most connections open at once over all listeners: limits.connections; more get 421 4.3.2. It must stay below
+	// the descriptor limit with room for the queue and the relay. Default 20000.
+	MaxConnections int
+	// MaxStashBytes is how much a client may send while its session waits for a commit or does not read its replies, before its
+	// socket is not read any more. Default 64 KiB.
+	MaxStashBytes int
+	// MaxUnreadBytes is how many bytes of replies may wait for a client that does not read them before its connection is closed. Default 512 KiB.
+	MaxUnreadBytes int
+	// UnreadTimeout is how long a client that owes reads may make no progress. Default 30 s.
+	UnreadTimeout time.Duration
+	// Tick is the resolution of all time limits. Default 250 ms.
+	Tick  time.Duration
+	Log   *slog.Logger
+	Meter Meter // may be nil
+}
+
+// Meter hands out the counters of one loop.
+type Meter interface {
+	NewLoop() LoopMeter
+}
+
+// LoopMeter counts what happens on one loop. All calls come from that loop's goroutine and must not block or allocate.
+type LoopMeter interface {
+	Connection(listener int, r ConnResult)
+	OpenConnections(listener int, delta int)
+	Reply(stage session.Stage, code uint16)
+	Refusal(stage session.Stage, reason session.Reason, code uint16)
+	// Message counts a message that got its answer: size in bytes, ack from the end of data to the reply.
+	Message(protocol string, accepted bool, size int64, ack time.Duration)
+	// Event counts something rare.
+	Event(e Event)
+	// Callback is the time one callback took.
+	Callback(d time.Duration)
+}
+
+// ConnResult is what became of a new connection.
+type ConnResult uint8
+
+// Connections are accepted, over limits.connections, or refused while draining.
+const (
+	ConnAccepted ConnResult = iota
+	ConnOverLimit
+	ConnDraining
+)
+
+// Event is something rare that a loop counts.
+type Event uint8
+
+// The events.
+const (
+	EventPaused     Event = iota // a client's socket is not read for a while
+	EventStashFull               // a client sent too much behind a suspended session and could not be paused
+	EventSlowReader              // closed: the client does not read its replies
+	EventTimeout                 // closed: time limit
+	EventPanic                   // our bug: one connection closed
+	EventOrphan                  // the client left before its message was committed; the message stays
+	NumEvents
+)
+
+// ErrStopped is Serve's error when the event loops ended unasked: the process should exit and be started again.
+var ErrStopped = errors.New("loop: the event loops stopped unasked")
+
+// Server runs the event loops.
+type Server struct {
+	o    Options
+	log  *slog.Logger
+	open atomic.Int64 // connections, all loops
+
+	engines  []*engine
+	draining atomic.Bool
+	stopping atomic.Bool
+
+	mu    sync.Mutex
+	loops atomic.Pointer[[]*loop] // copy on write under mu
+}
+
+// New binds the listeners, so that an address in use is an error here. Serve runs them.
+func New(o Options) (*Server, error) {
+	if o.Loops == 0 {
+		o.Loops = runtime.NumCPU()
+	}
+	if o.MaxConnections == 0 {
+		o.MaxConnections = 20000
+	}
+	if o.MaxStashBytes == 0 {
+		o.MaxStashBytes = 64 << 10
+	}
+	if o.MaxUnreadBytes == 0 {
+		o.MaxUnreadBytes = 512 << 10
+	}
+	if o.UnreadTimeout == 0 {
+		o.UnreadTimeout = 30 * time.Second
+	}
+	if o.Tick == 0 {
+		o.Tick = 250 * time.Millisecond
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{o: o, log: o.Log}
+	s.loops.Store(new([]*loop))
+	if err := s.newEngines(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Addr gives the address that listener i is bound to, with the port that was picked.
+func (s *Server) Addr(i int) string {
+	for _, e := range s.engines {
+		for j, li := range e.listeners {
+			if li == i {
+				return e.addrs[j]
+			}
+		}
+	}
+	return ""
+}
+
+// Connections says how many are open. Any goroutine.
+func (s *Server) Connections() int { return int(s.open.Load()) }
+
+// Serve runs the event loops until Drain or Close ends them, or one of them fails. It blocks.
+func (s *Server) Serve() error {
+	stopTick := make(chan struct{})
+	defer close(stopTick)
+	go s.ticker(stopTick)
+	errs := make(chan error, len(s.engines))
+	for _, e := range s.engines {
+		go func() {
+			err := e.run()
+			if err == nil && !s.stopping.Load() {
+				err = ErrStopped
+			}
+			errs <- err
+		}()
+	}
+	var first error
+	for range s.engines {
+		if err := <-errs; err != nil && first == nil {
+			first = err
+			s.Close()
+		}
+	}
+	return first
+}
+
+// Drain refuses new connections with 421, lets open transactions finish, answers 421 to everybody else, and returns when no
+// connection is left or with ctx's error. Serve goes on until Close.
+func (s *Server) Drain(ctx context.Context) error {
+	s.draining.Store(true)
+	for _, lp := range *s.loops.Load() {
+		lp.post(task{kind: taskDrain})
+	}
+	poll := time.NewTicker(10 * time.Millisecond)
+	defer poll.Stop()
+	for s.open.Load() > 0 {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("loop: %d connections still open: %w", s.open.Load(), ctx.Err())
+		case <-poll.C:
+		}
+	}
+	return nil
+}
+
+// Close ends the event loops and with them every connection. Serve returns.
+func (s *Server) Close() {
+	if s.stopping.Swap(true) {
+		return
+	}
+	for _, e := range s.engines {
+		e.stop()
+	}
+}
+
+// ticker makes time pass on every loop that has connections.
+func (s *Server) ticker(stop <-chan struct{}) {
+	t := time.NewTicker(s.o.Tick)
+	defer t.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-t.C:
+			for _, lp := range *s.loops.Load() {
+				if lp.conns.Load() > 0 {
+					lp.post(task{kind: taskTick})
+				}
+			}
+		}
+	}
+}
+
+func newIDSource() *envelope.IDSource {
+	var seed [32]byte
+	rand.Read(seed[:]) // never fails
+	return envelope.NewIDSource(seed)
+}

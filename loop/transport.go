@@ -1,0 +1,134 @@
+package loop
+
+import (
+	"net"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/panjf2000/gnet/v2"
+)
+
+// socket is what a connection holds of gnet. Only this file calls its methods.
+type socket struct{ gc gnet.Conn }
+
+// peek borrows everything that has come in and was not consumed, until the callback returns. gnet's Peek(0) means "all".
+func (c *conn) peek() []byte {
+	if c.closed || c.sock.gc.InboundBuffered() == 0 {
+		return nil
+	}
+	in, _ := c.sock.gc.Peek(0)
+	return in
+}
+
+// consume drops n bytes. gnet's Discard drops everything when n is 0 or less, so 0 never gets there.
+func (c *conn) consume(n int) {
+	if n > 0 && !c.closed {
+		c.sock.gc.Discard(n)
+	}
+}
+
+// consumeAll drops everything that has come in and says how much it was.
+func (c *conn) consumeAll() int {
+	if c.closed {
+		return 0
+	}
+	n := c.sock.gc.InboundBuffered()
+	c.consume(n)
+	return n
+}
+
+// buffered is the number of bytes that came in and were not consumed.
+func (c *conn) buffered() int {
+	if c.closed {
+		return 0
+	}
+	return c.sock.gc.InboundBuffered()
+}
+
+// unsent is the number of bytes written that the kernel did not take yet.
+func (c *conn) unsent() int {
+	if c.closed {
+		return 0
+	}
+	return c.sock.gc.OutboundBuffered()
+}
+
+// write is the only place that writes. When it fails gnet has closed the connection inside the call, and the descriptor's number may be
+// another client's already: c.closed is set by then (gone ran), and every caller looks at it.
+func (c *conn) write(p []byte) {
+	if !c.closed {
+		c.sock.gc.Write(p)
+	}
+}
+
+// close ends the connection now; what gnet still holds of the replies is tried once more.
+func (c *conn) close() {
+	if !c.closed {
+		c.sock.gc.EventLoop().Close(c.sock.gc)
+	}
+}
+
+// shutdownWrite sends our FIN after what was written.
+func (c *conn) shutdownWrite() {
+	if c.closed {
+		return
+	}
+	if c.unsent() > 0 || unix.Shutdown(c.sock.gc.Fd(), unix.SHUT_WR) != nil {
+		c.close()
+	}
+}
+
+// pause stops reading the socket and says whether it could. gnet may switch reading on again when it has sent what was left of
+// the replies; readable then pauses anew.
+func (c *conn) pause() bool {
+	if c.closed || c.lp.epoll < 0 {
+		return c.closed
+	}
+	// With no events asked for, a FIN is not seen: a client that half-closed still gets its reply. Errors are always told.
+	events := uint32(0)
+	if c.unsent() > 0 {
+		events = unix.EPOLLOUT
+	}
+	if !c.setEvents(events) {
+		return false
+	}
+	if !c.paused {
+		c.paused = true
+		c.lp.meter.Event(EventPaused)
+	}
+	return true
+}
+
+// resume reads the socket again.
+func (c *conn) resume() {
+	if c.closed || !c.paused {
+		return
+	}
+	c.paused = false
+	events := uint32(unix.EPOLLIN | unix.EPOLLPRI)
+	if c.unsent() > 0 {
+		events |= unix.EPOLLOUT
+	}
+	if !c.setEvents(events) {
+		c.close()
+	}
+}
+
+func (c *conn) setEvents(events uint32) bool {
+	fd := c.sock.gc.Fd()
+	return unix.EpollCtl(c.lp.epoll, unix.EPOLL_CTL_MOD, fd, &unix.EpollEvent{Fd: int32(fd), Events: events}) == nil
+}
+
+// peerAddr gives the client's address, IPv4-mapped ones unmapped, zones dropped (gnet recycles their memory); zero for a unix socket.
+func peerAddr(gc gnet.Conn) netip.AddrPort {
+	a, ok := gc.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ip, ok := netip.AddrFromSlice(a.IP)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(ip.Unmap(), uint16(a.Port))
+}
