@@ -1,0 +1,108 @@
+package envelope
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+func sampleEnvelopes() []*Envelope {
+	full := &Envelope{
+		ID: ID{1, 2, 3, 15: 255}, ReversePath: []byte("a@example.net"), EnvID: []byte("QQ314159"), Body: BodyBinaryMIME, Ret: RetHdrs,
+		SMTPUTF8: true, Arrived: time.Date(2026, 11, 22, 10, 0, 0, 123456789, time.UTC),
+		Client: Client{Addr: netip.MustParseAddrPort("[fe80::1%eth0]:2525"), Helo: []byte("mx.example.net"), Protocol: "ESMTPSA",
+			Listener: "mx", Session: ID{9}},
+		Recipients: []Recipient{
+			{Path: []byte("b@example.org"), ORcpt: []byte("rfc822;b+2B@example.org"), Notify: NotifySuccess | NotifyDelay},
+			{Path: []byte("postmaster")},
+			{Path: []byte("\"\r\n\x00\"@example.org"), Notify: NotifyNever},
+		},
+	}
+	many := &Envelope{Client: Client{Addr: netip.MustParseAddrPort("192.0.2.1:65535"), Protocol: "LMTP"}, Arrived: time.Unix(-1, 5).UTC()}
+	for i := range 100_000 {
+		many.Recipients = append(many.Recipients, Recipient{Path: fmt.Appendf(nil, "r%d@example.org", i)})
+	}
+	mapped := &Envelope{Client: Client{Addr: netip.MustParseAddrPort("[::ffff:192.0.2.1]:1")}}
+	return []*Envelope{{}, full, many, mapped}
+}
+
+func TestDecodeGivesBackWhatWasAppended(t *testing.T) {
+	for _, want := range sampleEnvelopes() {
+		b := want.AppendBinary([]byte("before"))[len("before"):]
+		got, err := Decode(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !got.Arrived.Equal(want.Arrived) {
+			t.Errorf("arrived %v, want %v", got.Arrived, want.Arrived)
+		}
+		got.Arrived = want.Arrived // the same moment in another form
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("got %+v\nwant %+v", got, want)
+		}
+	}
+}
+
+func TestDecodeRefusesEveryCutAndEveryExtension(t *testing.T) {
+	b := sampleEnvelopes()[1].AppendBinary(nil)
+	for n := range b {
+		if _, err := Decode(b[:n:n]); err == nil {
+			t.Errorf("the first %d of %d bytes decode", n, len(b))
+		}
+	}
+	if _, err := Decode(append(b, 0)); err == nil {
+		t.Error("a byte too many decodes")
+	}
+}
+
+func TestAnImpossibleZoneIsStoredWithoutIt(t *testing.T) {
+	addr := netip.MustParseAddr("fe80::1").WithZone(strings.Repeat("z", 300))
+	e := &Envelope{Client: Client{Addr: netip.AddrPortFrom(addr, 25)}}
+	got, err := Decode(e.AppendBinary(nil))
+	if err != nil || got.Client.Addr.String() != "[fe80::1]:25" {
+		t.Fatalf("got %v, %v", got, err)
+	}
+}
+
+// FuzzDecode: no panic, and whatever decodes is the one form of that envelope.
+func FuzzDecode(f *testing.F) {
+	for i, e := range sampleEnvelopes() {
+		if i != 2 {
+			f.Add(e.AppendBinary(nil))
+		}
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		e, err := Decode(b)
+		if err != nil {
+			return
+		}
+		if again := e.AppendBinary(nil); !bytes.Equal(again, b) {
+			t.Fatalf("%x decodes to an envelope that is written as %x", b, again)
+		}
+	})
+}
+
+func BenchmarkCodec(b *testing.B) {
+	e := sampleEnvelopes()[1]
+	bin := e.AppendBinary(nil)
+	b.Run("append", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetBytes(int64(len(bin)))
+		for b.Loop() {
+			bin = e.AppendBinary(bin[:0])
+		}
+	})
+	b.Run("decode", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetBytes(int64(len(bin)))
+		for b.Loop() {
+			if _, err := Decode(bin); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
