@@ -18,11 +18,13 @@ type Limits struct {
 	MaxBatch int
 	// MaxBatchBytes is the most message bytes of one commit, unless one message alone is larger. Default 64 MiB.
 	MaxBatchBytes int64
-	// MaxLinger is how long the first message of a batch may wait for company when messages come in faster than one a commit.
-	// Zero, the default, never waits: whatever arrived during the last commit is the next batch.
+	// MaxLinger is how long a batch may wait for company under load: when at least LingerFrom messages were about at the last
+	// commit (committed by it, or waiting at its end), the next one waits until as many have come again. It trades that much
+	// latency for fewer syncs and less CPU. A lone client never waits. Zero, the default, never waits at all: whatever arrived
+	// during the last commit is the next batch.
 	MaxLinger time.Duration
-	// LingerFor is the batch size that ends the wait early. Default 32.
-	LingerFor int
+	// LingerFrom is the load from which MaxLinger applies, in messages. Default 8.
+	LingerFrom int
 }
 
 func (l *Limits) defaults() {
@@ -38,8 +40,8 @@ func (l *Limits) defaults() {
 	if l.MaxBatchBytes == 0 {
 		l.MaxBatchBytes = 64 << 20
 	}
-	if l.LingerFor == 0 {
-		l.LingerFor = 32
+	if l.LingerFrom == 0 {
+		l.LingerFrom = 8
 	}
 }
 
@@ -55,8 +57,10 @@ type Writer struct {
 	pending int           // waiting plus the running batch
 	bytes   int64         // of pending
 	idle    bool          // the writer goroutine sleeps on wake
+	wakeAt  int           // how many must be waiting to wake it
 	closing bool
 	wake    chan struct{} // capacity 1
+	linger  *time.Timer   // the writer goroutine's
 }
 
 // NewWriter starts the writer's goroutine over backend.
@@ -84,8 +88,10 @@ func (w *Writer) Submit(s *Submission) error {
 	w.waiting = append(w.waiting, s)
 	w.pending++
 	w.bytes += size
-	wake := w.idle
-	w.idle = false
+	wake := w.idle && len(w.waiting) >= w.wakeAt
+	if wake {
+		w.idle = false
+	}
 	w.mu.Unlock()
 	if wake {
 		w.wake <- struct{}{}
@@ -140,10 +146,11 @@ func (w *Writer) Close(ctx context.Context) error {
 func (w *Writer) run() {
 	defer close(w.done)
 	var batch []*Submission
+	load := 0 // messages about at the end of the last commit: its own, and those that waited by then
 	scratch := make([]*Submission, 0, w.limits.MaxBatch)
 	for {
 		var open bool
-		batch, open = w.next(batch)
+		batch, open = w.next(batch, load)
 		if len(batch) == 0 && !open {
 			return
 		}
@@ -156,25 +163,32 @@ func (w *Writer) run() {
 		w.mu.Lock()
 		w.pending -= n
 		w.bytes -= size
+		load = n + len(w.waiting)
 		w.mu.Unlock()
 		tellOwners(batch, scratch)
 	}
 }
 
 // next waits for submissions and moves at most a batch of them into buf. open is false when the writer is closing and nothing is left.
-func (w *Writer) next(buf []*Submission) (batch []*Submission, open bool) {
+func (w *Writer) next(buf []*Submission, load int) (batch []*Submission, open bool) {
 	clear(buf)
 	batch = buf[:0]
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	for len(w.waiting) == 0 {
 		if w.closing {
-			w.mu.Unlock()
 			return batch, false
 		}
-		w.idle = true
-		w.mu.Unlock()
-		<-w.wake
-		w.mu.Lock()
+		w.sleep(1, nil)
+	}
+	if load = min(load, w.limits.MaxBatch); w.limits.MaxLinger > 0 && load >= w.limits.LingerFrom && len(w.waiting) < load && !w.closing {
+		if w.linger == nil {
+			w.linger = time.NewTimer(w.limits.MaxLinger)
+		} else {
+			w.linger.Reset(w.limits.MaxLinger)
+		}
+		w.sleep(load, w.linger.C)
+		w.linger.Stop()
 	}
 	n, bytes := 0, int64(0)
 	for n < len(w.waiting) && n < w.limits.MaxBatch {
@@ -189,8 +203,23 @@ func (w *Writer) next(buf []*Submission) (batch []*Submission, open bool) {
 	rest := copy(w.waiting, w.waiting[n:])
 	clear(w.waiting[rest:])
 	w.waiting = w.waiting[:rest]
-	w.mu.Unlock()
 	return batch, true
+}
+
+// sleep lets go of mu until n submissions wait, the writer closes, or timeout fires.
+func (w *Writer) sleep(n int, timeout <-chan time.Time) {
+	w.idle, w.wakeAt = true, n
+	w.mu.Unlock()
+	select {
+	case <-w.wake:
+		w.mu.Lock()
+	case <-timeout:
+		w.mu.Lock()
+		if !w.idle { // woken at the same moment: take the token, it must not end the next sleep
+			<-w.wake
+		}
+		w.idle = false
+	}
 }
 
 // tellOwners calls each owner once with its submissions, in batch order. It overwrites batch and scratch. There are few owners (one a

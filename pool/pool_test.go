@@ -1,0 +1,217 @@
+package pool
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"sync"
+	"testing"
+)
+
+func TestGetGivesTheSmallestChunkThatHolds(t *testing.T) {
+	l := NewList(1<<20, nil)
+	for _, tc := range []struct{ want, size int }{
+		{1, 8 << 10}, {8 << 10, 8 << 10}, {8<<10 + 1, 32 << 10}, {32 << 10, 32 << 10}, {32<<10 + 1, 128 << 10},
+		{128 << 10, 128 << 10}, {128<<10 + 1, 128 << 10},
+	} {
+		if c := l.Get(tc.want); len(c.buf) != tc.size {
+			t.Errorf("Get(%d) gives %d bytes, want %d", tc.want, len(c.buf), tc.size)
+		}
+	}
+}
+
+func TestReleasingTwicePanics(t *testing.T) {
+	c := NewList(1<<20, nil).Get(1)
+	c.Release()
+	defer func() {
+		if recover() == nil {
+			t.Fatal("second Release did not panic")
+		}
+	}()
+	c.Release()
+}
+
+func TestReleasePoisonsTheChunk(t *testing.T) {
+	var ch Chain
+	l := NewList(1<<20, nil)
+	ch.Append(l, []byte("From: a@example.net"))
+	kept := ch.First().Bytes()
+	ch.Release()
+	for i, b := range kept {
+		if b != poisonByte {
+			t.Fatalf("byte %d is still %q after Release", i, b)
+		}
+	}
+}
+
+func TestBudgetIsExact(t *testing.T) {
+	b := NewBudget(16 << 10)
+	l := NewList(1<<20, b)
+	one, two := l.Get(1), l.Get(1)
+	if one == nil || two == nil || b.Used() != 16<<10 {
+		t.Fatalf("two chunks of 8 KiB within 16 KiB: %v %v, used %d", one, two, b.Used())
+	}
+	if l.Get(1) != nil {
+		t.Fatal("a third chunk came over the budget")
+	}
+	if b.Used() != 16<<10 {
+		t.Fatalf("a refused Get changed the budget: %d", b.Used())
+	}
+	one.Release()
+	if l.Get(1) == nil {
+		t.Fatal("no chunk after one was released")
+	}
+}
+
+func TestSpentBudgetStopsAnAppendAndKeepsWhatWasWritten(t *testing.T) {
+	l := NewList(0, NewBudget(8<<10))
+	var ch Chain
+	if !ch.Append(l, make([]byte, 8<<10)) {
+		t.Fatal("8 KiB of 8 KiB refused")
+	}
+	if ch.Append(l, []byte{1}) || ch.Len() != 8<<10 {
+		t.Fatalf("one byte past the budget was taken, length %d", ch.Len())
+	}
+}
+
+func TestIdleChunksAreBoundedAndTrimmed(t *testing.T) {
+	l := NewList(40<<10, nil)
+	a, b, c := l.Get(8<<10), l.Get(32<<10), l.Get(8<<10)
+	a.Release()
+	b.Release()
+	if l.Idle() != 40<<10 {
+		t.Fatalf("%d bytes idle, want 40 KiB: at the limit", l.Idle())
+	}
+	c.Release()
+	if l.Idle() != 40<<10 {
+		t.Fatalf("%d bytes idle, past the limit", l.Idle())
+	}
+	l.Trim(8 << 10)
+	if l.Idle() != 8<<10 {
+		t.Fatalf("%d bytes idle after Trim(8 KiB)", l.Idle())
+	}
+	l.Trim(0)
+	if l.Idle() != 0 {
+		t.Fatalf("%d bytes idle after Trim(0)", l.Idle())
+	}
+}
+
+func TestChainGivesBackWhatWasAppended(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	b := NewBudget(0)
+	l := NewList(1<<20, b)
+	for range 50 {
+		var ch Chain
+		want := make([]byte, 0, 1<<20)
+		for len(want) < r.IntN(600<<10) {
+			p := make([]byte, r.IntN(50<<10))
+			for i := range p {
+				p[i] = byte(r.Uint32())
+			}
+			want = append(want, p...)
+			ch.Append(l, p)
+		}
+		got := bytes.Join(ch.AppendBuffers(nil), nil)
+		if !bytes.Equal(got, want) || ch.Len() != int64(len(want)) {
+			t.Fatalf("%d bytes in, %d out", len(want), len(got))
+		}
+		if room := b.Used(); len(want) > 128<<10 && room > int64(len(want))*3/2+128<<10 {
+			t.Errorf("%d bytes held for a message of %d", room, len(want))
+		}
+		ch.Release()
+		if b.Used() != 0 || ch.Len() != 0 {
+			t.Fatalf("%d bytes still out after Release", b.Used())
+		}
+	}
+}
+
+func TestSharedListServesManyGoroutines(t *testing.T) {
+	b := NewBudget(0)
+	l := NewSharedList(1<<20, b)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 1000 {
+				var ch Chain
+				ch.Append(l, make([]byte, 40<<10))
+				ch.Release()
+			}
+		})
+	}
+	wg.Wait()
+	if b.Used() != 0 {
+		t.Fatalf("%d bytes still out", b.Used())
+	}
+}
+
+func TestGetAndReleaseDoNotAllocate(t *testing.T) {
+	l := NewList(1<<20, NewBudget(1<<20))
+	poisoning = false
+	defer func() { poisoning = true }()
+	if n := testing.AllocsPerRun(1000, func() { l.Get(4096).Release() }); n != 0 {
+		t.Errorf("%v allocations, want 0", n)
+	}
+}
+
+// The baselines are what one would write without thinking: a fresh buffer per message, and a sync.Pool.
+func BenchmarkChunk(b *testing.B) {
+	poisoning = false
+	defer func() { poisoning = true }()
+	body := make([]byte, 4096)
+	b.Run("list", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetBytes(4096)
+		l := NewList(1<<20, NewBudget(1<<30))
+		for b.Loop() {
+			var ch Chain
+			ch.Append(l, body)
+			ch.Release()
+		}
+	})
+	b.Run("naive-make", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetBytes(4096)
+		for b.Loop() {
+			sink = append([]byte(nil), body...)
+		}
+	})
+	b.Run("naive-sync.Pool", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetBytes(4096)
+		p := sync.Pool{New: func() any { return make([]byte, 8<<10) }}
+		for b.Loop() {
+			buf := p.Get().([]byte)
+			copy(buf, body)
+			p.Put(buf) //nolint:staticcheck // the allocation is the point of this twin
+		}
+	})
+}
+
+func BenchmarkChain(b *testing.B) {
+	poisoning = false
+	defer func() { poisoning = true }()
+	part := make([]byte, 16<<10)
+	b.Run("list/size=1MiB", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetBytes(1 << 20)
+		l := NewList(4<<20, nil)
+		for b.Loop() {
+			var ch Chain
+			for range 64 {
+				ch.Append(l, part)
+			}
+			ch.Release()
+		}
+	})
+	b.Run("naive-append/size=1MiB", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetBytes(1 << 20)
+		for b.Loop() {
+			sink = nil
+			for range 64 {
+				sink = append(sink, part...)
+			}
+		}
+	})
+}
+
+var sink []byte
