@@ -1,0 +1,303 @@
+package session
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/smtpcodec"
+)
+
+// data starts the mail data (RFC 5321 §4.1.1.4).
+func (s *Session) data(arg []byte, now time.Time, out []byte) []byte {
+	if s.state == recipientsRefused {
+		// RFC 2920 §3.1: a client that pipelined DATA behind refused RCPT must not get a 354.
+		return s.refuse(out, StageData, &refuseNoRecipients, arg)
+	}
+	if s.tx.env.Body == envelope.BodyBinaryMIME {
+		// RFC 3030 §3: BINARYMIME only travels by BDAT.
+		return s.refuse(out, StageData, &refuseSequence, arg)
+	}
+	s.phase = phaseData
+	s.deadline = now.Add(s.sv.DataTimeout)
+	return s.answer(out, StageData, &replyStartData)
+}
+
+// bdat reads the command; its octets follow (RFC 3030 §2). They follow a refused BDAT as well, so every refusal is kept until they are
+// consumed and none of them can be read as a command.
+func (s *Session) bdat(arg []byte, now time.Time, out []byte) []byte {
+	size, last, bad := smtpcodec.ParseBdat(arg)
+	if bad != smtpcodec.ErrNone {
+		// How many octets follow is unknown. Going on would run them as commands.
+		out = s.refuse(out, StageData, &refuseSyntax, arg)
+		s.close()
+		return out
+	}
+
+	s.chunkRefused = nil
+	switch {
+	case !s.sv.chunking || !s.extended:
+		s.chunkRefused = &refuseNotImplemented
+	case s.state == recipientsRefused:
+		s.chunkRefused = &refuseNoRecipients
+	case s.state != haveForwardPath && s.state != haveChunks:
+		s.chunkRefused = &refuseSequence
+	}
+	s.phase = phaseChunk
+	s.chunkLeft, s.chunkSize, s.chunkLast = size, size, last
+	if s.chunkRefused != nil {
+		s.deadline = now.Add(s.sv.DataTimeout)
+		return out
+	}
+	if s.state == haveForwardPath {
+		s.tx.dataDeadline = now.Add(s.sv.DataTimeout)
+		s.enter(haveChunks)
+	}
+	s.deadline = s.tx.dataDeadline
+	return out
+}
+
+// smallestRoom is what smtpcodec.DataScanner needs to make progress.
+const smallestRoom = 4
+
+// room gives where to decode to: the end of the message, or waste. small is for the last bytes of a chunk, see keep.
+func (s *Session) room(small *[smallestRoom]byte) []byte {
+	tx := s.tx
+	if !tx.wasted {
+		room := tx.env.Data.Spare(s.res.Envelopes.Chunks)
+		switch {
+		case room == nil:
+			tx.outOfMemory = true
+			s.discard()
+		case len(room) < smallestRoom:
+			return small[:]
+		default:
+			return room
+		}
+	}
+	if s.res.waste == nil {
+		s.res.waste = make([]byte, wasteBytes)
+	}
+	return s.res.waste
+}
+
+// keep counts decoded, which was written to what room gave, and notes what is wrong with the message so far.
+func (s *Session) keep(decoded []byte, small *[smallestRoom]byte) {
+	tx := s.tx
+	tx.size += int64(len(decoded))
+	if tx.wasted {
+		return
+	}
+	if len(decoded) > 0 {
+		tx.received.scan(decoded)
+		if &decoded[0] != &small[0] {
+			tx.env.Data.Extend(len(decoded))
+		} else if !tx.env.Data.Append(s.res.Envelopes.Chunks, decoded) {
+			tx.outOfMemory = true
+		}
+	}
+	if s.verdict() != nil {
+		s.discard()
+	}
+}
+
+// discard makes the rest of the data be thrown away and gives back what was kept: a message that will be refused holds no memory.
+func (s *Session) discard() {
+	s.tx.wasted = true
+	s.tx.env.Data.Release()
+}
+
+// forbidden is what the message data may not hold.
+func (s *Session) forbidden() smtpcodec.DataFlags {
+	switch {
+	case s.tx.env.Body == envelope.BodyBinaryMIME: // RFC 3030 §3: CR and LF have no meaning there
+		return 0
+	case s.sv.Normalize:
+		return smtpcodec.DataBareCR
+	}
+	return smtpcodec.DataBareCR | smtpcodec.DataBareLF
+}
+
+// verdict says what is wrong with the message so far, nil when nothing is. The order is fixed and each cause only ever comes true,
+// so the answer does not depend on how the data was cut.
+func (s *Session) verdict() *refusal {
+	tx := s.tx
+	switch {
+	case tx.size > s.sv.MaxMessageBytes:
+		return &refuseTooBig
+	case tx.outOfMemory:
+		return &refuseMemory
+	case tx.scan.Flags()&s.forbidden() != 0:
+		return &refuseBareInData
+	case tx.received.count > s.sv.MaxReceived:
+		return &refuseLoop
+	}
+	return nil
+}
+
+// scanData decodes mail data into the envelope until its end.
+func (s *Session) scanData(in []byte) (consumed int, done bool) {
+	var small [smallestRoom]byte
+	for consumed < len(in) && !done {
+		room := s.room(&small)
+		var n, c int
+		n, c, done = s.tx.scan.Scan(room, in[consumed:])
+		consumed += c
+		s.keep(room[:n], &small)
+	}
+	return consumed, done
+}
+
+// scanChunk copies octets of the BDAT being read. Those of a refused one are stepped over.
+func (s *Session) scanChunk(in []byte) (consumed int) {
+	if int64(len(in)) > s.chunkLeft {
+		in = in[:s.chunkLeft]
+	}
+	if s.chunkRefused != nil {
+		s.chunkLeft -= int64(len(in))
+		return len(in)
+	}
+	var small [smallestRoom]byte
+	for consumed < len(in) {
+		room := s.room(&small)
+		n, c := s.tx.scan.ScanChunk(room, in[consumed:])
+		consumed += c
+		s.keep(room[:n], &small)
+	}
+	s.chunkLeft -= int64(consumed)
+	return consumed
+}
+
+// endData is reached behind the final dot.
+func (s *Session) endData(now time.Time, out []byte) []byte {
+	if why := s.verdict(); why != nil {
+		return s.refuseMessage(out, why, s.perRecipient())
+	}
+	return s.suspend(now, out)
+}
+
+// endChunk is reached behind the last octet of a BDAT.
+func (s *Session) endChunk(now time.Time, out []byte) []byte {
+	s.phase = phaseCommand
+	if why := s.chunkRefused; why != nil {
+		return s.refuse(out, StageData, why, nil)
+	}
+	tx := s.tx
+	if s.chunkLast {
+		var small [smallestRoom]byte
+		room := s.room(&small)
+		s.keep(room[:tx.scan.EndChunks(room)], &small)
+	}
+	if why := s.verdict(); why != nil {
+		// RFC 3030 §2: the failed message is over. Further BDAT of it find no transaction and get 503.
+		replies := 1
+		if s.chunkLast {
+			replies = s.perRecipient()
+		}
+		return s.refuseMessage(out, why, replies)
+	}
+	if s.chunkLast {
+		return s.suspend(now, out)
+	}
+	s.tell(StageData, 250)
+	out = strconv.AppendInt(append(out, "250 2.0.0 "...), s.chunkSize, 10)
+	return append(out, " octets received\r\n"...)
+}
+
+// perRecipient is how many replies end the data: with LMTP one for each accepted RCPT (RFC 2033 §4.2).
+func (s *Session) perRecipient() int {
+	if s.sv.LMTP {
+		return s.tx.recipients
+	}
+	return 1
+}
+
+// refuseMessage answers a message that was read to its end and is not taken, and ends the transaction (RFC 5321 §4.1.1.4).
+func (s *Session) refuseMessage(out []byte, why *refusal, replies int) []byte {
+	for range replies - 1 {
+		out = why.reply.AppendTo(out)
+	}
+	s.phase = phaseCommand
+	out = s.refuse(out, StageMessage, why, nil)
+	s.dropTransaction()
+	return out
+}
+
+// suspend stops the session until Committed. It has no reply: that is the point.
+func (s *Session) suspend(now time.Time, out []byte) []byte {
+	s.tx.env.Arrived = now
+	s.phase, s.deadline = phaseCommit, time.Time{}
+	return out
+}
+
+// TakeEnvelope moves ownership of the finished envelope to the caller; id becomes its ID and stands in its Received field.
+// It is called once for each AwaitCommit.
+func (s *Session) TakeEnvelope(id envelope.ID) *envelope.Envelope {
+	if s.phase != phaseCommit || s.tx.env == nil {
+		panic("session: no envelope to take")
+	}
+	tx := s.tx
+	env := tx.env
+	env.ID, tx.id = id, id
+	s.res.scratch = appendReceived(s.res.scratch[:0], env, s.sv.Hostname)
+	env.Trace = env.Keep(s.res.scratch)
+	if s.sv.LMTP {
+		for i := range env.Recipients {
+			tx.paths = append(tx.paths, env.Recipients[i].Path...)
+			tx.ends = append(tx.ends, len(tx.paths))
+		}
+	}
+	tx.env = nil
+	return env
+}
+
+// Committed ends AwaitCommit. refusal nil means that the message is durable: this is the only place that says so to a client.
+// refusal may also stand for a message that never was taken (a full queue), which is then released. The caller owns the envelope it
+// took and releases it. Codes 421 and 221 close the session.
+func (s *Session) Committed(refusal *smtpcodec.Reply, now time.Time, out []byte) ([]byte, Step) {
+	if s.phase != phaseCommit {
+		panic("session: Committed without a message that awaits it")
+	}
+	if refusal == nil && s.tx.env != nil {
+		panic("session: a message is committed whose envelope was never taken")
+	}
+	s.phase = phaseCommand
+	if refusal == nil {
+		out = s.appendQueued(out)
+		s.tell(StageMessage, 250)
+	} else {
+		for range s.perRecipient() - 1 {
+			out = refusal.AppendTo(out)
+		}
+		out = s.refuseWith(out, StageMessage, refusal, reasonOf(refusal), nil)
+	}
+	s.dropTransaction()
+	return s.settle(out, now), s.step()
+}
+
+// appendQueued appends the 250 that takes responsibility for a message (RFC 5321 §4.2.5), with LMTP one for each recipient in the
+// order of the RCPT commands (RFC 2033 §4.2).
+func (s *Session) appendQueued(out []byte) []byte {
+	tx := s.tx
+	if !s.sv.LMTP {
+		return s.appendQueuedAs(append(out, "250 2.6.0 "...))
+	}
+	start := 0
+	for _, end := range tx.ends {
+		out = append(out, "250 2.6.0 "...)
+		if path := tx.paths[start:end]; printable(path) {
+			out = append(out, '<')
+			out = append(out, path...)
+			out = append(out, "> "...)
+		}
+		out = s.appendQueuedAs(out)
+		start = end
+	}
+	return out
+}
+
+func (s *Session) appendQueuedAs(out []byte) []byte {
+	out = append(out, "Message queued as "...)
+	out = s.tx.id.AppendTo(out)
+	return append(out, "\r\n"...)
+}

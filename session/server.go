@@ -1,0 +1,202 @@
+package session
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/smtpcodec"
+)
+
+// Options are the facts of one listener that decide replies. NewServer compiles them once; zero values mean the defaults named.
+type Options struct {
+	// Hostname stands in the greeting and in Received fields. Default "localhost".
+	Hostname string
+	// Listener is the listener's name, carried in envelopes.
+	Listener string
+	// LMTP asks for LHLO instead of HELO and EHLO, and gives one reply per recipient after the data (RFC 2033).
+	LMTP bool
+	// Normalize lets a bare LF end a command line and turns it into CRLF in message data, where it never ends the data. Otherwise,
+	// and for a bare CR always, a command or message that has one is refused.
+	Normalize bool
+	// Hide lists EHLO keywords not to offer, in any case. What belongs to a hidden one is refused as if it did not exist.
+	Hide []string
+	// MaxMessageBytes is the largest message accepted, counted after dot-unstuffing and without the final dot; it is what SIZE
+	// announces (RFC 1870) and holds without EHLO too. Default 25 MiB.
+	MaxMessageBytes int64
+	// MaxRecipients is how many forward-paths a transaction may have; further ones get 452 4.5.3. RFC 5321 §4.5.3.1.8 wants 100
+	// or more. Default 1000.
+	MaxRecipients int
+	// MaxErrors is how many faulty commands are answered; the next one gets 421 and the session ends. Default 20.
+	MaxErrors int
+	// MaxLineBytes is the longest command line accepted, CRLF included; RFC 5321 §4.5.3.1.4 requires 512 or more. A longer one is
+	// read to its end and refused with 500 5.5.2. Default 2048.
+	MaxLineBytes int
+	// MaxTransactions is how many MAIL commands a session may have (MAILMAX, RFC 9422); the next one gets 421. Zero: no limit,
+	// and MAILMAX is not announced.
+	MaxTransactions int
+	// MaxReceived is how many Received fields a message may have before it is taken to loop (RFC 5321 §6.3). Default 100.
+	MaxReceived int
+	// CommandTimeout is the time from a reply to the end of the next command line, however its bytes trickle in. Default 5 minutes
+	// (RFC 5321 §4.5.3.2.7).
+	CommandTimeout time.Duration
+	// DataTimeout is the time for one message's data, from the 354 or the first BDAT to its end. Default 10 minutes.
+	DataTimeout time.Duration
+	// Accept decides about a forward-path: nil or a 2yz reply accepts it, anything else is the answer, and 421 closes too. Nil
+	// accepts all. It runs on the loop, must not block, and borrows path. relay is Peer.MayRelay.
+	Accept func(path smtpcodec.Path, relay bool) *smtpcodec.Reply
+}
+
+const (
+	defaultMessageBytes = 25 << 20
+	defaultRecipients   = 1000
+	defaultErrors       = 20
+	defaultLineBytes    = 2048
+	defaultReceived     = 100
+)
+
+func (o *Options) setDefaults() {
+	setDefault(&o.Hostname, "localhost")
+	setDefault(&o.MaxMessageBytes, defaultMessageBytes)
+	setDefault(&o.MaxRecipients, defaultRecipients)
+	setDefault(&o.MaxErrors, defaultErrors)
+	setDefault(&o.MaxLineBytes, defaultLineBytes)
+	setDefault(&o.MaxReceived, defaultReceived)
+	setDefault(&o.CommandTimeout, 5*time.Minute)
+	setDefault(&o.DataTimeout, 10*time.Minute)
+}
+
+func setDefault[T comparable](value *T, otherwise T) {
+	var zero T
+	if *value == zero {
+		*value = otherwise
+	}
+}
+
+// Server is what all sessions of a listener share: the options and every text that can be made beforehand. It is immutable and may
+// be used by any number of goroutines.
+type Server struct {
+	Options
+	greeting  []byte // the whole 220
+	ehlo      []byte // what stands before the client's name in the answer to EHLO or LHLO
+	ehloRest  []byte // and behind it: CRLF and all further lines
+	offer     smtpcodec.Offer
+	chunking  bool
+	oversized refusal // SIZE= over the limit
+}
+
+// NewServer compiles o.
+func NewServer(o Options) *Server {
+	o.setDefaults()
+	sv := &Server{Options: o}
+
+	protocol := "ESMTP"
+	if o.LMTP {
+		protocol = "LMTP"
+	}
+	sv.greeting = []byte("220 " + o.Hostname + " " + protocol + " Mail Gateway\r\n")
+
+	rows := offered(&o)
+	sv.ehlo, sv.ehloRest = []byte("250-Hello "), []byte("\r\n")
+	if len(rows) == 0 {
+		sv.ehlo = []byte("250 Hello ")
+	}
+	for i, e := range rows {
+		separator := byte('-')
+		if i == len(rows)-1 {
+			separator = ' ' // RFC 5321 §4.2.1: the last line of a reply
+		}
+		sv.ehloRest = append(append(sv.ehloRest, "250"...), separator)
+		sv.ehloRest = append(sv.ehloRest, e.word...)
+		if e.param != nil {
+			sv.ehloRest = e.param(sv.ehloRest, &o)
+		}
+		sv.ehloRest = append(sv.ehloRest, "\r\n"...)
+		sv.offer |= e.offer
+		sv.chunking = sv.chunking || e.word == "CHUNKING"
+	}
+
+	limit := strconv.FormatInt(o.MaxMessageBytes, 10)
+	sv.oversized = refuse(552, 3, 4, "Message size exceeds "+limit+" limit", ReasonSize)
+	return sv
+}
+
+// Resources are what the sessions of one loop share. They belong to the loop's goroutine.
+type Resources struct {
+	// Envelopes recycles envelopes and holds the chunk list that message data is drawn from.
+	Envelopes *envelope.List
+	// Refuse, when set, is the answer to MAIL: 452 4.3.1 when memory or disk is short, 421 4.3.2 (which closes) while draining.
+	Refuse *smtpcodec.Reply
+	// Observer is told of every reply; may be nil.
+	Observer Observer
+
+	free    *transaction // idle ones, linked by next
+	idle    int
+	scratch []byte // where a Received field is put together
+	waste   []byte // where data is decoded that is thrown away
+}
+
+// maxIdleTransactions bounds the free list: 1,024 of some 300 bytes are 300 KiB per loop.
+const maxIdleTransactions = 1024
+
+// wasteBytes is the piece in which refused data is decoded. Its content is never looked at.
+const wasteBytes = 8 << 10
+
+// transaction gives an empty transaction with an envelope, recycled when there is one.
+func (r *Resources) transaction() *transaction {
+	tx := r.free
+	if tx == nil {
+		tx = new(transaction)
+	} else {
+		r.free, tx.next = tx.next, nil
+		r.idle--
+	}
+	tx.env = r.Envelopes.Get()
+	return tx
+}
+
+// release takes a transaction back, and its envelope when it still has one.
+func (r *Resources) release(tx *transaction) {
+	if tx.env != nil {
+		tx.env.Release()
+	}
+	*tx = transaction{paths: tx.paths[:0], ends: tx.ends[:0]}
+	if r.idle < maxIdleTransactions && cap(tx.paths) <= wasteBytes {
+		tx.next, r.free = r.free, tx
+		r.idle++
+	}
+}
+
+// Stage is where in a session something was decided.
+type Stage uint8
+
+// The stages of a session.
+const (
+	StageConnect Stage = iota
+	StageHelo
+	StageMail
+	StageRcpt
+	StageData    // DATA and BDAT commands
+	StageMessage // the end of the data
+	StageOther
+	NumStages
+)
+
+var stageNames = [NumStages]string{"connect", "helo", "mail", "rcpt", "data", "message", "other"}
+
+// String gives the stage as a word for logs and metrics.
+func (st Stage) String() string {
+	if st < NumStages {
+		return stageNames[st]
+	}
+	return "unknown"
+}
+
+// Observer counts and logs. Calls run on the loop, must not block, and borrow all arguments.
+type Observer interface {
+	// Replied is called once for each decision, with its reply code. The replies per recipient of LMTP are one decision.
+	Replied(stage Stage, code uint16)
+	// Refused is called in addition for each 4yz and 5yz. arg is the command's argument, or the line when there was no command in
+	// it: hostile bytes, to be quoted before they are printed.
+	Refused(s *Session, stage Stage, r *smtpcodec.Reply, reason Reason, arg []byte)
+}

@@ -1,0 +1,296 @@
+package session
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/smtpcodec"
+)
+
+// Peer is what is known at connect.
+type Peer struct {
+	Addr     netip.AddrPort // zero on a unix socket
+	MayRelay bool           // listed in relay_from
+	ID       envelope.ID    // the session's id, as in the logs
+}
+
+// Step is what the session wants next.
+type Step uint8
+
+// A caller acts on the step before it calls anything else.
+const (
+	NeedInput   Step = iota // feed more bytes when they come
+	AwaitCommit             // take the envelope with TakeEnvelope, submit it, answer with Committed
+	Close                   // send what was appended, then close
+)
+
+// phase says what the next byte from the client is part of.
+type phase uint8
+
+const (
+	phaseClosed   phase = iota // nothing: before Open, and after a reply that closes
+	phaseCommand               // a command line
+	phaseSkipLine              // the rest of a line that was too long
+	phaseData                  // mail data behind 354
+	phaseChunk                 // the octets of a BDAT, also of a refused one
+	phaseCommit                // nobody's yet: the message waits for its commit
+)
+
+// state is how far the dialogue has come (RFC 5321 §4.1.4). Each is a bit, so that the command table can name sets of them.
+type state uint8
+
+const (
+	connected         state = 1 << iota // no HELO yet
+	greeted                             // HELO, EHLO or LHLO accepted, no transaction
+	haveReversePath                     // MAIL accepted, no RCPT yet
+	recipientsRefused                   // MAIL accepted, every RCPT so far refused
+	haveForwardPath                     // at least one RCPT accepted
+	haveChunks                          // at least one BDAT accepted
+
+	anywhere = connected | greeted | inTransaction
+	// inTransaction is where an envelope is attached.
+	inTransaction = haveReversePath | recipientsRefused | haveForwardPath | haveChunks
+)
+
+// Session is one SMTP or LMTP session without I/O. It belongs to one goroutine. The zero value is ready for Open.
+//
+// It is small, because most sessions are idle: what only a mail transaction needs is in transaction, attached from MAIL to the end
+// of the data.
+type Session struct {
+	sv  *Server
+	res *Resources
+	tx  *transaction // nil outside a transaction
+
+	peer     Peer
+	helo     []byte
+	deadline time.Time // zero: never
+
+	// The BDAT being read; here and not in transaction because a BDAT outside one is read too.
+	chunkLeft    int64
+	chunkSize    int64
+	chunkRefused *refusal
+	chunkLast    bool
+
+	phase    phase
+	state    state
+	lastCR   bool // in phaseSkipLine: the byte before was CR
+	extended bool // EHLO or LHLO rather than HELO
+	draining bool // 421 4.3.2 as soon as no transaction is open
+
+	errors       uint32 // faulty commands, see reasons
+	transactions uint32 // MAIL commands
+}
+
+// Open starts the session and appends the greeting. It borrows nothing but sv and res.
+func (s *Session) Open(sv *Server, res *Resources, p Peer, now time.Time, out []byte) ([]byte, Step) {
+	p.Addr = netip.AddrPortFrom(p.Addr.Addr().Unmap().WithZone(""), p.Addr.Port())
+	*s = Session{sv: sv, res: res, peer: p, helo: s.helo[:0], phase: phaseCommand, state: connected}
+	s.await(now)
+	s.tell(StageConnect, 220)
+	return append(out, sv.greeting...), NeedInput
+}
+
+// Feed borrows in until it returns, uses consumed bytes of it, and appends replies to out. Unused bytes are fed again with what
+// comes after them. It stops at the first step other than NeedInput; bytes behind QUIT are left alone. A Feed while AwaitCommit is
+// pending panics: its replies would overtake the message's.
+func (s *Session) Feed(in []byte, now time.Time, out []byte) (consumed int, o []byte, step Step) {
+	if s.phase == phaseCommit {
+		panic("session: fed while a message awaits its commit")
+	}
+	for {
+		rest := in[consumed:]
+		switch s.phase {
+		case phaseCommand:
+			line, n, status := smtpcodec.ScanLine(rest, s.sv.MaxLineBytes, s.sv.Normalize)
+			switch status {
+			case smtpcodec.LineMore:
+				return consumed, out, NeedInput
+			case smtpcodec.LineTooLong:
+				s.phase, s.lastCR = phaseSkipLine, false
+			default:
+				consumed += n
+				out = s.settle(s.command(line, status, now, out), now)
+			}
+		case phaseSkipLine:
+			n, done := smtpcodec.SkipLine(rest, &s.lastCR)
+			consumed += n
+			if !done {
+				return consumed, out, NeedInput
+			}
+			s.phase = phaseCommand
+			out = s.settle(s.refuse(out, StageOther, &refuseLineTooLong, nil), now)
+		case phaseData:
+			n, done := s.scanData(rest)
+			consumed += n
+			if !done {
+				return consumed, out, NeedInput
+			}
+			out = s.settle(s.endData(now, out), now)
+		case phaseChunk:
+			consumed += s.scanChunk(rest)
+			if s.chunkLeft > 0 {
+				return consumed, out, NeedInput
+			}
+			out = s.settle(s.endChunk(now, out), now)
+		case phaseCommit:
+			return consumed, out, AwaitCommit
+		case phaseClosed:
+			return consumed, out, Close
+		}
+	}
+}
+
+// Deadline is when Expire is due; the zero time means never (a suspended or closed session).
+func (s *Session) Deadline() time.Time { return s.deadline }
+
+// Expire is called after the deadline: 421 4.4.2 and Close. Called early, as by a coarse timer, it does nothing.
+func (s *Session) Expire(now time.Time, out []byte) ([]byte, Step) {
+	switch {
+	case s.phase == phaseClosed:
+		return out, Close
+	case s.deadline.IsZero() || now.Before(s.deadline):
+		return out, NeedInput
+	}
+	return s.refuse(out, StageOther, &closeTimeout, nil), Close
+}
+
+// Shutdown is called while draining: between transactions it appends 421 4.3.2 and gives Close; inside one it gives NeedInput, and
+// the session says 421 by itself as soon as the transaction is over (RFC 5321 §3.8).
+func (s *Session) Shutdown(now time.Time, out []byte) ([]byte, Step) {
+	if s.phase == phaseClosed {
+		return out, Close
+	}
+	s.draining = true
+	out = s.leave(out)
+	return out, s.step()
+}
+
+// Abort releases what the session holds; the connection is gone. It may be called at any time and more than once. An envelope that
+// was taken stays its taker's, and Committed must not follow.
+func (s *Session) Abort() { s.close() }
+
+// Peer is what Open was given.
+func (s *Session) Peer() Peer { return s.peer }
+
+// Helo borrows the client's name until the next call on s; empty before HELO.
+func (s *Session) Helo() []byte { return s.helo }
+
+// ReversePath borrows the reverse-path of the open transaction until the next call on s; nil when there is none, or its envelope
+// was taken.
+func (s *Session) ReversePath() []byte {
+	if s.tx == nil || s.tx.env == nil {
+		return nil
+	}
+	return s.tx.env.ReversePath
+}
+
+// InTransaction says whether a mail transaction is open, a message that awaits its commit included.
+func (s *Session) InTransaction() bool { return s.tx != nil }
+
+// Protocol is the word of RFC 3848, and of RFC 6531 §4.3 for a transaction with SMTPUTF8, that stands in Received fields.
+func (s *Session) Protocol() string {
+	utf8 := s.tx != nil && s.tx.env != nil && s.tx.env.SMTPUTF8
+	switch {
+	case s.sv.LMTP && utf8:
+		return "UTF8LMTP"
+	case s.sv.LMTP:
+		return "LMTP"
+	case utf8:
+		return "UTF8SMTP"
+	case s.extended:
+		return "ESMTP"
+	}
+	return "SMTP"
+}
+
+// step is what Shutdown and Committed give: neither can begin to wait for a commit.
+func (s *Session) step() Step {
+	if s.phase == phaseClosed {
+		return Close
+	}
+	return NeedInput
+}
+
+// settle runs after each complete command and message: the time for the next command begins, and a draining session ends when it
+// is between transactions.
+func (s *Session) settle(out []byte, now time.Time) []byte {
+	if s.phase == phaseCommand {
+		s.await(now)
+	}
+	return s.leave(out)
+}
+
+// await sets the deadline for the next command. It never runs because some bytes came, so a client that sends a byte a minute gains
+// nothing.
+func (s *Session) await(now time.Time) {
+	s.deadline = now.Add(s.sv.CommandTimeout)
+	// Between two BDAT the time for the data goes on.
+	if s.state == haveChunks && s.tx.dataDeadline.Before(s.deadline) {
+		s.deadline = s.tx.dataDeadline
+	}
+}
+
+// enter is the one place that changes the state.
+func (s *Session) enter(to state) { s.state = to }
+
+// dropTransaction ends the transaction, if one is open, and releases what it holds (RFC 5321 §4.1.1.5).
+func (s *Session) dropTransaction() {
+	if s.tx == nil {
+		return
+	}
+	s.res.release(s.tx)
+	s.tx = nil
+	s.enter(greeted)
+}
+
+// close ends the session for good and releases what it holds.
+func (s *Session) close() {
+	s.dropTransaction()
+	s.phase, s.deadline = phaseClosed, time.Time{}
+}
+
+// leave ends a draining session once it is between transactions and not inside a chunk or a line.
+func (s *Session) leave(out []byte) []byte {
+	if s.draining && s.tx == nil && (s.phase == phaseCommand || s.phase == phaseSkipLine) {
+		return s.refuse(out, StageOther, &closeShutdown, nil)
+	}
+	return out
+}
+
+// tell counts a decision.
+func (s *Session) tell(stage Stage, code uint16) {
+	if s.res.Observer != nil {
+		s.res.Observer.Replied(stage, code)
+	}
+}
+
+// answer appends a positive reply.
+func (s *Session) answer(out []byte, stage Stage, r *smtpcodec.Reply) []byte {
+	s.tell(stage, r.Code)
+	return r.AppendTo(out)
+}
+
+// refuse appends f, or the 421 that ends a session with too many errors in its place. arg is for the observer.
+func (s *Session) refuse(out []byte, stage Stage, f *refusal, arg []byte) []byte {
+	// A refused message is never an error of the dialogue: a 421 in place of its 554 would only make the client come again with it.
+	if reasons[f.reason].counts && stage != StageMessage {
+		s.errors++
+		if s.errors > uint32(s.sv.MaxErrors) {
+			f = &closeTooManyErrors
+		}
+	}
+	return s.refuseWith(out, stage, &f.reply, f.reason, arg)
+}
+
+// refuseWith appends a refusal that may come from elsewhere. Codes 421 and 221 close the session whoever chose them.
+func (s *Session) refuseWith(out []byte, stage Stage, r *smtpcodec.Reply, why Reason, arg []byte) []byte {
+	s.tell(stage, r.Code)
+	if s.res.Observer != nil {
+		s.res.Observer.Refused(s, stage, r, why, arg)
+	}
+	if r.Code == 421 || r.Code == 221 {
+		s.close()
+	}
+	return r.AppendTo(out)
+}
