@@ -1,0 +1,162 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// reservedDescriptors are what the process needs besides client and next-hop connections: 16 loops with an epoll and an event descriptor
+// and a socket per listener each, segments, logs, admin connections, and room for what libraries open.
+const reservedDescriptors = 256
+
+// Descriptors is how many file descriptors the process may need.
+func (c *Config) Descriptors() uint64 {
+	return uint64(c.Limits.Connections) + uint64(c.Relay.Connections) + reservedDescriptors
+}
+
+// CheckMachine asks whether this machine offers what the configuration needs. It changes nothing but the process's own limit of open
+// files, which it raises. busy names the listen addresses that are in use, by a running fastedge perhaps. When the limit of open files
+// can't be raised far enough, connections from the default are lowered to what fits; connections that were asked for are an error.
+func (c *Config) CheckMachine() (warnings []Problem, busy []string, err error) {
+	l := loader{cfg: c, doc: c.doc, bad: map[string]bool{}}
+	if err := checkWritable(c.StateDir); err != nil {
+		l.reportAt("state_dir", err.Error())
+	}
+	if warning := l.descriptors(raiseDescriptorLimit(c.Descriptors())); warning != nil {
+		warnings = append(warnings, *warning)
+	}
+	for i, one := range c.Listen {
+		if l.tryBind(listenKey(i, "address"), one.Address) {
+			busy = append(busy, one.Address.String())
+		}
+	}
+	if c.Admin.HTTP.Network != "" && l.tryBind("admin.http", c.Admin.HTTP) {
+		busy = append(busy, c.Admin.HTTP.String())
+	}
+	return warnings, busy, l.problems.orNil()
+}
+
+// checkWritable says why files can't be made in dir, or dir itself not.
+func checkWritable(dir string) error {
+	for at := filepath.Clean(dir); ; at = filepath.Dir(at) {
+		info, err := os.Stat(at)
+		switch {
+		case errors.Is(err, os.ErrNotExist) && at != filepath.Dir(at):
+			continue // it will be made: look at its parent
+		case err != nil:
+			return fmt.Errorf("%s: %w", at, cause(err))
+		case !info.IsDir():
+			return fmt.Errorf("%s is not a directory", at)
+		}
+		const write, search = 2, 1
+		if err := syscall.Access(at, write|search); err != nil {
+			return fmt.Errorf("%s is not writable: %w", at, err)
+		}
+		return nil
+	}
+}
+
+// cause takes the operation and path off an error that is shown beside its key.
+func cause(err error) error {
+	var path *os.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
+}
+
+// raiseDescriptorLimit raises the soft limit of open files to need, and the hard one where that is allowed. It gives the limit then.
+func raiseDescriptorLimit(need uint64) uint64 {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return 0
+	}
+	if limit.Cur >= need {
+		return limit.Cur
+	}
+	wanted := syscall.Rlimit{Cur: need, Max: max(limit.Max, need)}
+	if syscall.Setrlimit(syscall.RLIMIT_NOFILE, &wanted) == nil {
+		return need
+	}
+	wanted = syscall.Rlimit{Cur: limit.Max, Max: limit.Max}
+	if syscall.Setrlimit(syscall.RLIMIT_NOFILE, &wanted) == nil {
+		return limit.Max
+	}
+	return limit.Cur
+}
+
+// descriptors holds the connections against the limit of open files. gnet ends the whole engine when accept finds no descriptor
+// left, so this is no matter of degree.
+func (l *loader) descriptors(limit uint64) *Problem {
+	c := l.cfg
+	need := c.Descriptors()
+	if limit >= need {
+		return nil
+	}
+	fits := int64(limit) - int64(need) + int64(c.Limits.Connections)
+	if c.Origin("limits.connections").Kind != "default" || fits < 1 {
+		l.reportAt("limits.connections", fmt.Sprintf(
+			"%d connections need %d file descriptors and the limit is %d: raise it (ulimit -n, LimitNOFILE=) or lower the connections",
+			c.Limits.Connections, need, limit))
+		return nil
+	}
+	warning := Problem{Key: "limits.connections", Message: fmt.Sprintf(
+		"limits.connections: lowered from %d to %d: the limit of open files is %d (ulimit -n, LimitNOFILE=)", c.Limits.Connections, fits, limit)}
+	c.Limits.Connections = int(fits)
+	return &warning
+}
+
+// tryBind opens and closes a listener. true: the address is in use.
+func (l *loader) tryBind(key string, a Address) (busy bool) {
+	if a.Network == "unix" {
+		return l.tryUnix(key, a.Addr)
+	}
+	listener, err := net.Listen(a.Network, a.Addr)
+	switch {
+	case err == nil:
+		listener.Close()
+	case errors.Is(err, syscall.EADDRINUSE):
+		return true
+	case errors.Is(err, syscall.EACCES):
+		l.reportAt(key, fmt.Sprintf("%v: permission denied: ports below 1024 need root or CAP_NET_BIND_SERVICE", a))
+	default:
+		var op *net.OpError
+		if errors.As(err, &op) {
+			err = op.Err
+		}
+		l.reportAt(key, fmt.Sprintf("%v: %v", a, err))
+	}
+	return false
+}
+
+// tryUnix looks whether a socket could be made at path, without making it: a path can't be bound twice, and what is there may be
+// another program's.
+func (l *loader) tryUnix(key, path string) (busy bool) {
+	parent := filepath.Dir(path)
+	if info, err := os.Stat(parent); err != nil || !info.IsDir() {
+		l.reportAt(key, fmt.Sprintf("the directory %s does not exist", parent))
+		return false
+	}
+	if err := checkWritable(parent); err != nil {
+		l.reportAt(key, err.Error())
+		return false
+	}
+	info, err := os.Lstat(path)
+	if err != nil {
+		return false
+	}
+	if info.Mode()&os.ModeSocket == 0 {
+		l.reportAt(key, fmt.Sprintf("%s exists and is not a socket", path))
+		return false
+	}
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		return false // left over: nobody answers
+	}
+	conn.Close()
+	return true
+}

@@ -1,0 +1,249 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// Address is where a listener listens.
+type Address struct {
+	Network string // "tcp" or "unix"; empty for an address that is not set
+	Addr    string // "host:port", ":port", or the socket's path
+}
+
+// maxUnixPath is sizeof(sun_path) less the final NUL on Linux.
+const maxUnixPath = 107
+
+// ParseAddress reads "host:port", ":port", "[v6]:port" or "unix:/path". Host is an IP address or localhost: a name could stand for
+// another address tomorrow, and the open-relay guard decides by the address.
+func ParseAddress(s string) (Address, error) {
+	if path, ok := strings.CutPrefix(s, "unix:"); ok {
+		return parseUnix(path)
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return Address{}, fmt.Errorf(`%q is not an address: write "127.0.0.1:25", ":25", "[::1]:25" or "unix:/path"`, s)
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return Address{}, fmt.Errorf("%q: the port must be a number from 0 to 65535", s)
+	}
+	if host == "localhost" || host == "" {
+		return Address{"tcp", s}, nil
+	}
+	if _, err := netip.ParseAddr(host); err != nil {
+		return Address{}, fmt.Errorf("%q: the host must be an IP address, localhost, or nothing for all addresses", s)
+	}
+	return Address{"tcp", s}, nil
+}
+
+func parseUnix(path string) (Address, error) {
+	switch {
+	case !strings.HasPrefix(path, "/"):
+		return Address{}, fmt.Errorf("%q: the path of a unix socket must begin with /", "unix:"+path)
+	case len(path) > maxUnixPath:
+		return Address{}, fmt.Errorf("%q: the path of a unix socket may have %d bytes at most", "unix:"+path, maxUnixPath)
+	}
+	return Address{"unix", path}, nil
+}
+
+func (a Address) String() string {
+	if a.Network == "unix" {
+		return "unix:" + a.Addr
+	}
+	return a.Addr
+}
+
+// UnmarshalText is ParseAddress; an empty text is an address that is not set.
+func (a *Address) UnmarshalText(text []byte) (err error) {
+	*a = Address{}
+	if len(text) > 0 {
+		*a, err = ParseAddress(string(text))
+	}
+	return err
+}
+
+// MarshalText is String.
+func (a Address) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// HostPort splits a TCP address. All addresses of the machine are the zero Addr; localhost is 127.0.0.1.
+func (a Address) HostPort() (netip.Addr, uint16) {
+	host, port, _ := net.SplitHostPort(a.Addr)
+	n, _ := strconv.ParseUint(port, 10, 16)
+	if host == "localhost" {
+		return netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(n)
+	}
+	ip, _ := netip.ParseAddr(host)
+	if ip.IsUnspecified() {
+		return netip.Addr{}, uint16(n)
+	}
+	return ip.Unmap().WithZone(""), uint16(n)
+}
+
+// IsLocal says that only this machine can connect: a unix socket or a loopback address.
+func (a Address) IsLocal() bool {
+	if a.Network == "unix" {
+		return true
+	}
+	ip, _ := a.HostPort()
+	return ip.IsLoopback()
+}
+
+// overlaps says that the two can't both listen, or would share connections through SO_REUSEPORT.
+func (a Address) overlaps(b Address) bool {
+	if a.Network != b.Network {
+		return false
+	}
+	if a.Network == "unix" {
+		return a.Addr == b.Addr
+	}
+	ipA, portA := a.HostPort()
+	ipB, portB := b.HostPort()
+	return portA == portB && portA != 0 && (ipA == ipB || !ipA.IsValid() || !ipB.IsValid())
+}
+
+// NextHop is one place that accepted mail is handed to.
+type NextHop struct {
+	LMTP    bool
+	Network string // "tcp" or "unix"
+	Addr    string // "host:port", or the socket's path
+}
+
+const nextHopHint = `write "smtp://host:25", "lmtp://host:24" or "lmtp+unix:///path"`
+
+// ParseNextHop reads a next hop. The port may be left out: 25 for SMTP, 24 for LMTP.
+func ParseNextHop(s string) (NextHop, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme == "" || u.Opaque != "" {
+		return NextHop{}, fmt.Errorf("%q is not a next hop: %s", s, nextHopHint)
+	}
+	if u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return NextHop{}, fmt.Errorf("%q: a next hop has no user, query or fragment: %s", s, nextHopHint)
+	}
+	protocol, unix := strings.CutSuffix(u.Scheme, "+unix")
+	if protocol != "smtp" && protocol != "lmtp" {
+		return NextHop{}, fmt.Errorf("%q has an unknown scheme: %s", s, nextHopHint)
+	}
+	hop := NextHop{LMTP: protocol == "lmtp", Network: "tcp"}
+	if unix {
+		if u.Host != "" || len(u.Path) < 2 {
+			return NextHop{}, fmt.Errorf("%q: a unix socket needs three slashes and a path: %s", s, nextHopHint)
+		}
+		if len(u.Path) > maxUnixPath {
+			return NextHop{}, fmt.Errorf("%q: the path of a unix socket may have %d bytes at most", s, maxUnixPath)
+		}
+		hop.Network, hop.Addr = "unix", u.Path
+		return hop, nil
+	}
+	if u.Hostname() == "" || u.Path != "" && u.Path != "/" {
+		return NextHop{}, fmt.Errorf("%q needs a host and no path: %s", s, nextHopHint)
+	}
+	port := u.Port()
+	if port == "" {
+		port = "25"
+		if hop.LMTP {
+			port = "24"
+		}
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return NextHop{}, fmt.Errorf("%q: the port must be a number from 1 to 65535", s)
+	}
+	hop.Addr = net.JoinHostPort(u.Hostname(), port)
+	return hop, nil
+}
+
+func (h NextHop) String() string {
+	protocol := "smtp"
+	if h.LMTP {
+		protocol = "lmtp"
+	}
+	if h.Network == "unix" {
+		return (&url.URL{Scheme: protocol + "+unix", Path: h.Addr}).String()
+	}
+	return protocol + "://" + h.Addr
+}
+
+// UnmarshalText is ParseNextHop.
+func (h *NextHop) UnmarshalText(text []byte) (err error) {
+	*h, err = ParseNextHop(string(text))
+	return err
+}
+
+// MarshalText is String.
+func (h NextHop) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
+
+// parsePrefix reads "10.0.0.0/8", or a lone address as a network of one.
+func parsePrefix(s string) (netip.Prefix, error) {
+	var prefix netip.Prefix
+	if ip, err := netip.ParseAddr(s); err == nil {
+		if ip.Zone() != "" {
+			return prefix, fmt.Errorf("%q: a network has no zone", s)
+		}
+		prefix = netip.PrefixFrom(ip, ip.BitLen())
+	} else if prefix, err = netip.ParsePrefix(s); err != nil {
+		return prefix, fmt.Errorf(`%q is not a network: write "10.0.0.0/8" or "2001:db8::/32"`, s)
+	}
+	switch {
+	case prefix.Addr().Is4In6():
+		// Peers are compared after unmapping, so such a network would silently match nobody.
+		return prefix, fmt.Errorf("%q: write an IPv4-mapped network as IPv4", s)
+	case prefix.Masked() != prefix:
+		return prefix, fmt.Errorf("%q has bits after its prefix: write %q", s, prefix.Masked())
+	}
+	return prefix, nil
+}
+
+// checkDomain takes host names in RFC 5321 §4.1.2 spelling; utf8Too also U-labels (RFC 6531 §3.3).
+func checkDomain(s string, utf8Too bool) error {
+	bad := func(why string) error { return fmt.Errorf("%q is not a domain: %s", s, why) }
+	switch {
+	case s == "":
+		return errors.New("a domain may not be empty")
+	case len(s) > 253:
+		return bad("it has more than 253 bytes")
+	case !utf8.ValidString(s):
+		return bad("it is not UTF-8")
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		switch {
+		case label == "":
+			return bad("it has an empty label")
+		case len(label) > 63:
+			return bad("a label has more than 63 bytes")
+		case label[0] == '-' || label[len(label)-1] == '-':
+			return bad("a label begins or ends with a hyphen")
+		}
+		for _, c := range label {
+			switch {
+			case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-':
+			case c == '_': // not in RFC 5321, but found in the names of real machines
+			case c >= 0x80 && utf8Too:
+			default:
+				return bad(fmt.Sprintf("%q may not stand in one", c))
+			}
+		}
+	}
+	return nil
+}
+
+// checkPattern takes a domain, or "*." and a domain.
+func checkPattern(s string) error {
+	rest := strings.TrimPrefix(s, "*.")
+	if strings.Contains(rest, "*") {
+		return fmt.Errorf(`%q: * may only stand for whole subdomains at the start, like "*.example.org"`, s)
+	}
+	return checkDomain(rest, true)
+}
+
+// checkName takes names that stand in logs, metrics and Received fields.
+func checkName(s string) error {
+	if s == "" || len(s) > 32 || strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
+		return fmt.Errorf("%q is not a name: 1 to 32 letters, digits, hyphens and underscores", s)
+	}
+	return nil
+}

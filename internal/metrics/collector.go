@@ -1,0 +1,216 @@
+package metrics
+
+import (
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// rotateAfter is how long the slowest callback is remembered at least; twice that at most.
+const rotateAfter = time.Minute
+
+// collector sums the blocks of all loops and asks the sources, once per scrape.
+type collector struct {
+	r *Registry
+
+	connections, connectionsOpen, replies, rejections, messages *prometheus.Desc
+	messageSize, ack                                            *prometheus.Desc
+	handoffPending, handoffPendingBytes                         *prometheus.Desc
+	spoolMessages, spoolBytes, spoolOldest, spoolFree           *prometheus.Desc
+	spoolSegments, spoolCommitted, spoolCommits                 *prometheus.Desc
+	spoolSyncs, spoolSyncErrors, spoolDamaged                   *prometheus.Desc
+	loopConnections, loopSlowest, loopEvents                    *prometheus.Desc
+	poolBytes, memoryUsed, memoryBudget, logDropped             *prometheus.Desc
+
+	all []*prometheus.Desc
+}
+
+func newCollector(r *Registry) *collector {
+	c := &collector{r: r}
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		d := prometheus.NewDesc("fastedge_"+name, help, labels, nil)
+		c.all = append(c.all, d)
+		return d
+	}
+	c.connections = desc("connections_total", "New connections by what became of them.", "listener", "result")
+	c.connectionsOpen = desc("connections_open", "Connections open now.", "listener")
+	c.replies = desc("smtp_replies_total", "Replies by the stage of the session.", "stage", "code")
+	c.rejections = desc("rejections_total", "Refused commands and messages; class is the first digit of the reply.", "stage", "reason", "class")
+	c.messages = desc("messages_total", "Messages that were answered.", "proto", "result")
+	c.messageSize = desc("message_size_bytes", "Sizes of accepted messages.")
+	c.ack = desc("ack_seconds", "From the end of the data to the 250, which is after the commit.")
+	c.handoffPending = desc("handoff_pending", "Messages waiting for their commit.")
+	c.handoffPendingBytes = desc("handoff_pending_bytes", "Bytes of messages waiting for their commit.")
+	c.spoolMessages = desc("spool_messages", "Messages in the queue.", "state")
+	c.spoolBytes = desc("spool_bytes", "Bytes of messages in the queue.")
+	c.spoolOldest = desc("spool_oldest_seconds", "Age of the oldest message in the queue.")
+	c.spoolFree = desc("spool_free_bytes", "Free space of the queue's storage.")
+	c.spoolSegments = desc("spool_segments", "Segment files.")
+	c.spoolCommitted = desc("spool_committed_total", "Messages made durable.")
+	c.spoolCommits = desc("spool_commits_total", "Batches made durable.")
+	c.spoolSyncs = desc("spool_syncs_total", "Calls of fdatasync.")
+	c.spoolSyncErrors = desc("spool_sync_errors_total", "Failed calls of fdatasync.")
+	c.spoolDamaged = desc("spool_damaged_total", "Records found damaged.")
+	c.loopConnections = desc("loop_connections", "Connections open on one event loop.", "loop")
+	c.loopSlowest = desc("loop_callback_max_seconds", "Longest callback of the last one to two minutes.", "loop")
+	c.loopEvents = desc("loop_events_total", "Rare events of the event loops.", "event")
+	c.poolBytes = desc("pool_bytes", "Bytes held by recycled buffers.")
+	c.memoryUsed = desc("memory_used_bytes", "Message bytes in memory that are not yet durable.")
+	c.memoryBudget = desc("memory_budget_bytes", "The bound of memory_used_bytes: limits.memory.")
+	c.logDropped = desc("log_dropped_total", "Log lines dropped because the log could not be written fast enough.")
+	return c
+}
+
+// Describe is prometheus.Collector's.
+func (c *collector) Describe(out chan<- *prometheus.Desc) {
+	for _, d := range c.all {
+		out <- d
+	}
+}
+
+// Collect is prometheus.Collector's.
+func (c *collector) Collect(out chan<- prometheus.Metric) {
+	c.r.mu.Lock()
+	loops, sources := c.r.loops, c.r.sources // loops only grows
+	now := time.Now()
+	rotate := now.Sub(c.r.rotated) >= rotateAfter
+	if rotate {
+		c.r.rotated = now
+	}
+	c.r.mu.Unlock()
+
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	o := &c.r.o
+	connections := sum(loops, len(o.Listeners)*len(o.ConnResults), func(l *Loop) []atomic.Uint64 { return l.connections })
+	for i, listener := range o.Listeners {
+		for j, result := range o.ConnResults {
+			counter(c.connections, connections[i*len(o.ConnResults)+j], listener, result)
+		}
+		open := int64(0)
+		for _, l := range loops {
+			open += l.open[i].Load()
+		}
+		gauge(c.connectionsOpen, float64(open), listener)
+	}
+	replies := sum(loops, len(o.Stages)*numCodes, func(l *Loop) []atomic.Uint64 { return l.replies })
+	refusals := sum(loops, len(o.Stages)*len(o.Reasons)*2, func(l *Loop) []atomic.Uint64 { return l.refusals })
+	for i, stage := range o.Stages {
+		for j := range numCodes {
+			counter(c.replies, replies[i*numCodes+j], stage, codeLabel(j))
+		}
+		for j, reason := range o.Reasons {
+			counter(c.rejections, refusals[(i*len(o.Reasons)+j)*2], stage, reason, "4")
+			counter(c.rejections, refusals[(i*len(o.Reasons)+j)*2+1], stage, reason, "5")
+		}
+	}
+	messages := sum(loops, (len(o.Protocols)+1)*2, func(l *Loop) []atomic.Uint64 { return l.messages })
+	for i := range len(o.Protocols) + 1 {
+		proto := "other"
+		if i < len(o.Protocols) {
+			proto = o.Protocols[i]
+		}
+		counter(c.messages, messages[i*2], proto, "accepted")
+		counter(c.messages, messages[i*2+1], proto, "refused")
+	}
+	events := sum(loops, len(o.Events), func(l *Loop) []atomic.Uint64 { return l.events })
+	for i, event := range o.Events {
+		counter(c.loopEvents, events[i], event)
+	}
+	c.histograms(out, loops)
+	for i, l := range loops {
+		name := strconv.Itoa(i)
+		open := int64(0)
+		for j := range l.open {
+			open += l.open[j].Load()
+		}
+		gauge(c.loopConnections, float64(open), name)
+		if rotate {
+			l.slowestBefore.Store(l.slowest.Swap(0))
+		}
+		slowest := time.Duration(max(l.slowest.Load(), l.slowestBefore.Load()))
+		gauge(c.loopSlowest, slowest.Seconds(), name)
+	}
+
+	if sources.HandoffPending != nil {
+		n, bytes := sources.HandoffPending()
+		gauge(c.handoffPending, float64(n))
+		gauge(c.handoffPendingBytes, float64(bytes))
+	}
+	if sources.Queue != nil {
+		q := sources.Queue()
+		for state, n := range q.Messages {
+			gauge(c.spoolMessages, float64(n), state)
+		}
+		age := 0.0
+		if !q.Oldest.IsZero() {
+			age = max(now.Sub(q.Oldest).Seconds(), 0)
+		}
+		gauge(c.spoolOldest, age)
+		gauge(c.spoolBytes, float64(q.Bytes))
+		gauge(c.spoolFree, float64(q.FreeBytes))
+		gauge(c.spoolSegments, float64(q.Segments))
+		counter(c.spoolCommitted, q.Committed)
+		counter(c.spoolCommits, q.Commits)
+		counter(c.spoolSyncs, q.Syncs)
+		counter(c.spoolSyncErrors, q.SyncErrors)
+		counter(c.spoolDamaged, q.Damaged)
+	}
+	if sources.PoolBytes != nil {
+		gauge(c.poolBytes, float64(sources.PoolBytes()))
+	}
+	if sources.MemoryUsed != nil {
+		gauge(c.memoryUsed, float64(sources.MemoryUsed()))
+	}
+	if sources.MemoryBudget > 0 {
+		gauge(c.memoryBudget, float64(sources.MemoryBudget))
+	}
+	if sources.LogDropped != nil {
+		counter(c.logDropped, sources.LogDropped())
+	}
+}
+
+// histograms sums the loops' buckets; Prometheus wants them cumulative.
+func (c *collector) histograms(out chan<- prometheus.Metric, loops []*Loop) {
+	acks, nanos, count := map[float64]uint64{}, uint64(0), uint64(0)
+	for b := range len(ackBounds) + 1 {
+		for _, l := range loops {
+			count += l.ack[b].Load()
+		}
+		if b < len(ackBounds) {
+			acks[ackBounds[b].Seconds()] = count
+		}
+	}
+	sizes, bytes, sized := map[float64]uint64{}, uint64(0), uint64(0)
+	for b := range len(sizeBounds) + 1 {
+		for _, l := range loops {
+			sized += l.sizes[b].Load()
+		}
+		if b < len(sizeBounds) {
+			sizes[float64(sizeBounds[b])] = sized
+		}
+	}
+	for _, l := range loops {
+		nanos += l.ackNanos.Load()
+		bytes += l.bytes.Load()
+	}
+	out <- prometheus.MustNewConstHistogram(c.ack, count, time.Duration(nanos).Seconds(), acks)
+	out <- prometheus.MustNewConstHistogram(c.messageSize, sized, float64(bytes), sizes)
+}
+
+// sum adds up one array of counters over all loops.
+func sum(loops []*Loop, n int, counters func(*Loop) []atomic.Uint64) []uint64 {
+	totals := make([]uint64, n)
+	for _, l := range loops {
+		for i := range counters(l) {
+			totals[i] += counters(l)[i].Load()
+		}
+	}
+	return totals
+}
