@@ -1,0 +1,134 @@
+// Report turns what bench/server and bench/idle measured into tables.
+//
+//	go run ./bench/report                      # write the tables of bench/results into README.md
+//	go run ./bench/report print FILE           # print the table of one result
+//	go run ./bench/report collect [-connections N] [-counter NAME] FACTS RUNS
+//	                                           # used by the scripts: runs, one JSON object a line, to a result
+//
+// README.md says where a table goes with a pair of markers, each on a line of its own:
+//
+//	<!-- bench:server -->
+//	<!-- /bench -->
+//
+// Whatever stands between them is replaced by the table of bench/results/server.json. The test in this folder fails
+// when README and results disagree, so figures cannot be edited by hand or go stale.
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "report:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	verb := ""
+	if len(args) > 0 {
+		verb = args[0]
+	}
+	switch verb {
+	case "":
+		return writeReadme("README.md", filepath.Join("bench", "results"))
+	case "print":
+		if len(args) != 2 {
+			return errors.New("usage: report print FILE")
+		}
+		table, err := tableOf(args[1])
+		if err != nil {
+			return err
+		}
+		fmt.Print(table)
+		return nil
+	case "collect":
+		fl := flag.NewFlagSet("collect", flag.ContinueOnError)
+		connections := fl.Int("connections", 0, "connections open at the same time")
+		counter := fl.String("counter", "", "what counted the system calls")
+		if err := fl.Parse(args[1:]); err != nil {
+			return err
+		}
+		if fl.NArg() != 2 {
+			return errors.New("usage: report collect [-connections N] [-counter NAME] FACTS RUNS")
+		}
+		facts, err := os.ReadFile(fl.Arg(0))
+		if err != nil {
+			return err
+		}
+		runs, err := os.ReadFile(fl.Arg(1))
+		if err != nil {
+			return err
+		}
+		res, err := collect(facts, runs)
+		if err != nil {
+			return err
+		}
+		res.Connections, res.Counter = *connections, *counter
+		enc := json.NewEncoder(os.Stdout)
+		enc.SetIndent("", "  ")
+		return enc.Encode(res)
+	default:
+		return fmt.Errorf("unknown verb %q; want none, print or collect", verb)
+	}
+}
+
+func writeReadme(path, results string) error {
+	old, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	text, n, err := fillMarkers(old, results)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if n == 0 {
+		return fmt.Errorf("%s has no markers <!-- bench:NAME --> … <!-- /bench -->", path)
+	}
+	if bytes.Equal(text, old) {
+		return nil
+	}
+	return os.WriteFile(path, text, 0o644)
+}
+
+var marked = regexp.MustCompile(`(?s)(<!-- bench:([a-z]+) -->\n).*?(<!-- /bench -->)`)
+
+// fillMarkers returns text with a fresh table between each pair of markers, and how many pairs there were. Markers of
+// a result that nobody has measured yet are left as they are.
+func fillMarkers(text []byte, results string) (filled []byte, pairs int, err error) {
+	filled = marked.ReplaceAllFunc(text, func(all []byte) []byte {
+		m := marked.FindSubmatch(all)
+		pairs++
+		table, e := tableOf(filepath.Join(results, string(m[2])+".json"))
+		if errors.Is(e, fs.ErrNotExist) {
+			return all
+		}
+		if e != nil {
+			err = e
+			return all
+		}
+		return bytes.Join([][]byte{m[1], []byte("\n"), []byte(table), []byte("\n"), m[3]}, nil)
+	})
+	return filled, pairs, err
+}
+
+func tableOf(path string) (string, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	var res result
+	if err := json.Unmarshal(text, &res); err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	return res.table(), nil
+}
