@@ -16,6 +16,9 @@ const (
 	// A connection that we end while the client still sends is read for a while, so that the last reply is not lost to a reset.
 	lingerBytes = 64 << 10
 	lingerTime  = 2 * time.Second
+
+	// replyBye answers QUIT: the client knows that it is over and sends no more.
+	replyBye = 221
 )
 
 // conn is one connection. Its loop's goroutine owns it.
@@ -38,7 +41,7 @@ type conn struct {
 	lingering  bool // our side is shut down, waiting for the client's
 }
 
-func (c *conn) id() envelope.ID { return c.sess.ID() }
+func (c *conn) id() envelope.ID { return c.sess.Peer().ID }
 
 // readable is called when bytes came in. Runs on: event loop; must not block.
 func (c *conn) readable(now time.Time) {
@@ -136,8 +139,9 @@ func (c *conn) boundStash(now time.Time) {
 	}
 }
 
-// lookAtBlocked goes on with a session whose client has read its replies, and ends one that makes no progress.
-func (c *conn) lookAtBlocked(now time.Time) {
+// lookAtBlocked goes on with a session whose client has read its replies, and ends one that makes no progress. It says whether the
+// connection is blocked no longer (or was, and is again, and flush has listed it).
+func (c *conn) lookAtBlocked(now time.Time) (settled bool) {
 	defer c.lp.recovered(c)
 	n := c.unsent()
 	switch {
@@ -146,13 +150,16 @@ func (c *conn) lookAtBlocked(now time.Time) {
 		if !c.suspended && !c.lingering {
 			c.burst(now, c.lp.out[:0], session.NeedInput)
 		}
+		return true
 	case n > c.lp.srv.o.MaxUnreadBytes, n >= c.unread && now.Sub(c.since) > c.lp.srv.o.UnreadTimeout:
 		c.lp.meter.Event(EventSlowReader)
 		c.lp.logEnd(c, "client does not read its replies")
 		c.close()
+		return true
 	case n < c.unread:
 		c.unread, c.since = n, now
 	}
+	return false
 }
 
 // due is called when the connection's deadline may have come.
@@ -191,7 +198,7 @@ func (c *conn) place(t time.Time) {
 // finish closes the connection after the session's last word. A client that may still be sending is read for a while first: closing
 // with unread input makes the kernel reset the connection, and the reply would be lost.
 func (c *conn) finish(now time.Time) {
-	if c.buffered() == 0 && !c.sess.Hasty() {
+	if c.buffered() == 0 && c.lp.lastCode == replyBye {
 		c.close()
 		return
 	}

@@ -57,14 +57,16 @@ type loop struct {
 	log   *slog.Logger
 	epoll int // the loop's epoll descriptor, -1 when it is not known
 
-	res     session.Resources
-	ids     *envelope.IDSource
-	wheel   *wheel
-	out     []byte  // replies of the running burst
-	cur     *conn   // whose session is running: what the observer's calls are about
-	blocked []*conn // connections whose client does not read its replies
-	subs    []*queue.Submission
-	logErr  time.Time // when a queue error was last logged
+	res          session.Resources
+	ids          *envelope.IDSource
+	wheel        *wheel
+	out          []byte  // replies of the running burst
+	cur          *conn   // whose session is running: what the observer's calls are about
+	lastCode     uint16  // of its last reply
+	blocked      []*conn // connections whose client does not read its replies
+	spareBlocked []*conn
+	subs         []*queue.Submission
+	logErr       time.Time // when a queue error was last logged
 
 	conns atomic.Int64
 
@@ -202,19 +204,19 @@ func (lp *loop) committed(sub *queue.Submission, now time.Time) {
 
 // tick lets time pass: deadlines, slow readers, room in the queue.
 func (lp *loop) tick(now time.Time) {
+	defer lp.recovered(nil)
 	lp.checkRoom()
 	lp.wheel.advance(now, func(c *conn) { c.due(now) })
-	blocked := lp.blocked
-	lp.blocked = lp.blocked[:0]
-	for _, c := range blocked {
-		if !c.closed && c.blocked {
-			c.lookAtBlocked(now)
-		}
-		if !c.closed && c.blocked {
+	looked := lp.blocked
+	lp.blocked = lp.spareBlocked[:0]
+	for _, c := range looked {
+		// Going on with a session may block it anew: flush has listed it again then.
+		if !c.closed && !c.lookAtBlocked(now) {
 			lp.blocked = append(lp.blocked, c)
 		}
 	}
-	clear(blocked[len(lp.blocked):])
+	clear(looked)
+	lp.spareBlocked = looked[:0]
 }
 
 // checkRoom decides whether a MAIL command may start a message now.
@@ -233,6 +235,7 @@ func (lp *loop) checkRoom() {
 
 // drain tells every session that the server is going away.
 func (lp *loop) drain(now time.Time) {
+	defer lp.recovered(nil)
 	lp.checkRoom()
 	lp.wheel.each(func(c *conn) {
 		defer lp.recovered(c)
@@ -267,15 +270,20 @@ func (lp *loop) putSub(sub *queue.Submission) {
 	}
 }
 
-// recovered is deferred by every entry: a panic is our bug and costs one connection, not the process.
+// recovered is deferred by every entry: a panic is our bug and costs one connection, not the process. c is nil where no connection is
+// to blame.
 func (lp *loop) recovered(c *conn) {
 	r := recover()
 	if r == nil {
 		return
 	}
 	lp.meter.Event(EventPanic)
-	lp.log.Error("panic on an event loop, connection closed", "panic", r, "session", c.id(), "stack", string(debug.Stack()))
-	if !c.closed {
+	var id envelope.ID
+	if c != nil {
+		id = c.id()
+	}
+	lp.log.Error("panic on an event loop", "panic", r, "session", id.String(), "stack", string(debug.Stack()))
+	if c != nil && !c.closed {
 		c.close()
 	}
 }

@@ -13,7 +13,10 @@ import (
 const maxLoggedArg = 128
 
 // Replied is session.Observer: it counts.
-func (lp *loop) Replied(stage session.Stage, code uint16) { lp.meter.Reply(stage, code) }
+func (lp *loop) Replied(stage session.Stage, code uint16) {
+	lp.lastCode = code
+	lp.meter.Reply(stage, code)
+}
 
 // Refused is session.Observer: it counts each refusal, and logs the first of its kind in a session.
 func (lp *loop) Refused(s *session.Session, stage session.Stage, r *smtpcodec.Reply, reason session.Reason, arg []byte) {

@@ -1,0 +1,137 @@
+// Package arch holds the project's structure as a test: who may import whom, and which package is the door to which module.
+package arch
+
+import (
+	"encoding/json"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/fastedge/fastedge"
+
+// mayImport is the policy: each package, and what of ours it may import. A package that is not listed fails the test: a new one is
+// argued in ARCHITECTURE.md and written here. Tests of a package may import what it may, and the packages in testOnly.
+var mayImport = map[string]string{
+	// Level 0: values and machines that know nothing of each other.
+	"pool":             "",
+	"smtpcodec":        "",
+	"internal/metrics": "",
+	// Level 1
+	"envelope": "pool",
+	"policy":   "smtpcodec",
+	// Level 2
+	"session": "smtpcodec policy envelope pool",
+	"queue":   "envelope",
+	// Level 3
+	"queue/spool":       "queue envelope pool",
+	"queue/queuetest":   "queue envelope pool",
+	"relay":             "queue envelope pool smtpcodec",
+	"internal/smtptest": "session smtpcodec envelope pool",
+	"internal/admin":    "queue envelope",
+	// Level 4
+	"loop": "session queue envelope policy pool smtpcodec",
+	// Level 5: cmd/fastedge builds everything, and it alone reads the configuration.
+	"internal/config": "",
+	"cmd/fastedge":    "*",
+	// Nobody imports these; they drive programs from outside.
+	"bench":         "*",
+	"bench/gen":     "",
+	"bench/report":  "",
+	"internal/arch": "",
+}
+
+// testOnly may be imported by tests anywhere, and by no other code.
+var testOnly = []string{"queue/queuetest", "internal/smtptest"}
+
+// door is the one package that may import a third-party module, by prefix. Everything else stays out.
+var door = map[string][]string{
+	"github.com/panjf2000/gnet/v2":        {"loop"},
+	"github.com/pelletier/go-toml/v2":     {"internal/config"},
+	"github.com/alecthomas/kong":          {"cmd/fastedge"},
+	"github.com/prometheus/client_golang": {"internal/metrics"},
+	"github.com/prometheus/client_model":  {"internal/metrics"},
+	"golang.org/x/sys/unix":               {"loop", "queue/spool", "internal/config", "cmd/fastedge", "bench/gen"},
+}
+
+// pure packages decide and convert; they see no socket, file, clock or goroutine.
+var pure = []string{"smtpcodec", "session", "policy"}
+
+var impure = []string{"net", "os", "os/exec", "syscall", "io/ioutil", "net/http", "log", "log/slog", "sync", "context"}
+
+type pkg struct {
+	ImportPath   string
+	Imports      []string
+	TestImports  []string
+	XTestImports []string
+}
+
+func packages(t *testing.T) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports,TestImports,XTestImports", "./...")
+	cmd.Dir = "../.."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var all []pkg
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := dec.Decode(&p); err == io.EOF {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
+
+func TestImportsFollowThePolicy(t *testing.T) {
+	for _, p := range packages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module+"/")
+		allowed, known := mayImport[name]
+		if !known {
+			t.Errorf("%s is not in the import table", name)
+			continue
+		}
+		for _, imp := range p.Imports {
+			check(t, name, imp, allowed, false)
+		}
+		for _, imp := range append(p.TestImports, p.XTestImports...) {
+			check(t, name, imp, allowed, true)
+		}
+	}
+}
+
+func check(t *testing.T, name, imp, allowed string, test bool) {
+	t.Helper()
+	if ours, ok := strings.CutPrefix(imp, module+"/"); ok {
+		switch {
+		case allowed == "*", slices.Contains(strings.Fields(allowed), ours), test && ours == name:
+		case test && slices.Contains(testOnly, ours):
+		default:
+			t.Errorf("%s must not import %s", name, ours)
+		}
+		if !test && slices.Contains(testOnly, ours) {
+			t.Errorf("%s imports %s outside a test", name, ours)
+		}
+		return
+	}
+	if first, _, _ := strings.Cut(imp, "/"); !strings.Contains(first, ".") {
+		if !test && slices.Contains(pure, name) && slices.Contains(impure, imp) {
+			t.Errorf("%s is pure and must not import %q", name, imp)
+		}
+		return
+	}
+	for prefix, doors := range door {
+		if imp == prefix || strings.HasPrefix(imp, prefix+"/") {
+			if !slices.Contains(doors, name) {
+				t.Errorf("%s must not import %s: its door is %s", name, imp, strings.Join(doors, ", "))
+			}
+			return
+		}
+	}
+	t.Errorf("%s imports %s, which has no door", name, imp)
+}
