@@ -28,6 +28,8 @@ setup() {
 	need go golang-go
 	need taskset util-linux
 	need pgrep procps
+	# fastedge refuses to start when it could not open as many connections as its configuration allows.
+	ulimit -n 32768 || die "needs 32,768 open files: raise the hard limit or run as root"
 	[ "$(nproc)" -ge 2 ] || die "needs two cores, one for the server and one for the generator"
 	work=$(mktemp -d "$BENCH_DIR/fastedge-bench.XXXXXX")
 	trap cleanup EXIT
@@ -136,7 +138,7 @@ start_fastedge() {
 		next_hop = []
 
 		[admin]
-		http = "127.0.0.1:$(($1 + 1000))"
+		http = ""
 	END
 	run "$2" "$work/fastedge" serve -c "$2/fastedge.toml"
 }
