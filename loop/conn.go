@@ -34,10 +34,12 @@ type conn struct {
 	listener   uint16
 	slot       uint16
 	placed     bool // in the wheel
+	bye        bool // the client has said QUIT
 	closed     bool // gnet has let go of it
 	suspended  bool // a message awaits its commit
 	blocked    bool // the client does not read its replies
 	paused     bool // its socket is not read
+	ending     bool // the session is over, its last replies are not sent yet
 	lingering  bool // our side is shut down, waiting for the client's
 }
 
@@ -51,6 +53,8 @@ func (c *conn) readable(now time.Time) {
 		if c.unread > lingerBytes {
 			c.close()
 		}
+	case c.ending:
+		c.consumeAll()
 	case c.suspended, c.blocked:
 		c.boundStash(now)
 	default:
@@ -93,6 +97,7 @@ func (c *conn) burst(now time.Time, out []byte, step session.Step) {
 	switch {
 	case c.closed:
 	case step == session.Close:
+		c.bye = c.lp.lastCode == replyBye
 		c.finish(now)
 	case c.suspended || c.blocked:
 		c.boundStash(now)
@@ -114,6 +119,13 @@ func (c *conn) flush(out []byte, now time.Time) {
 		return
 	}
 	if n := c.unsent(); n > flushBytes {
+		c.block(n, now)
+	}
+}
+
+// block stops the session until its client has read the n bytes of replies that wait.
+func (c *conn) block(n int, now time.Time) {
+	if !c.blocked {
 		c.blocked, c.since, c.unread = true, now, n
 		c.lp.blocked = append(c.lp.blocked, c)
 	}
@@ -147,7 +159,10 @@ func (c *conn) lookAtBlocked(now time.Time) (settled bool) {
 	switch {
 	case n == 0:
 		c.blocked = false
-		if !c.suspended && !c.lingering {
+		switch {
+		case c.ending:
+			c.finish(now)
+		case !c.suspended:
 			c.burst(now, c.lp.out[:0], session.NeedInput)
 		}
 		return true
@@ -197,8 +212,16 @@ func (c *conn) place(t time.Time) {
 
 // finish closes the connection after the session's last word. A client that may still be sending is read for a while first: closing
 // with unread input makes the kernel reset the connection, and the reply would be lost.
+//
+// What the kernel has not taken yet of the replies is waited for, like any reply that a slow client has still to read.
 func (c *conn) finish(now time.Time) {
-	if c.buffered() == 0 && c.lp.lastCode == replyBye {
+	if n := c.unsent(); n > 0 {
+		c.ending = true
+		c.consumeAll()
+		c.block(n, now)
+		return
+	}
+	if c.bye && c.buffered() == 0 {
 		c.close()
 		return
 	}

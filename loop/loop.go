@@ -239,7 +239,7 @@ func (lp *loop) drain(now time.Time) {
 	lp.checkRoom()
 	lp.wheel.each(func(c *conn) {
 		defer lp.recovered(c)
-		if c.lingering {
+		if c.lingering || c.ending {
 			return
 		}
 		lp.cur = c

@@ -74,7 +74,7 @@ func (c *conn) shutdownWrite() {
 	if c.closed {
 		return
 	}
-	if c.unsent() > 0 || unix.Shutdown(c.sock.gc.Fd(), unix.SHUT_WR) != nil {
+	if unix.Shutdown(c.sock.gc.Fd(), unix.SHUT_WR) != nil {
 		c.close()
 	}
 }
