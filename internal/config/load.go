@@ -133,11 +133,12 @@ func (l *loader) reportAt(path, message string) {
 	l.problems = append(l.problems, problem.about(path, message))
 }
 
-func (l *loader) unknown(p place) {
+// unknown reports a key that there is not; other is the one that was meant, if that can be guessed.
+func (l *loader) unknown(p place, other string) {
 	problem := l.doc.atKey(p.path)
 	problem.Key = p.path
-	problem.Message = fmt.Sprintf("unknown key %q", p.path)
-	if other := suggestKey(p.path); other != "" {
+	problem.Message = "unknown key \"" + p.path + "\""
+	if other != "" {
 		problem.Message += fmt.Sprintf(" (did you mean %q?)", other)
 	}
 	l.problems = append(l.problems, problem)
@@ -194,7 +195,7 @@ func (l *loader) table(p place, in map[string]any, v reflect.Value) {
 	for name, value := range in {
 		i := slices.IndexFunc(fields, func(f field) bool { return f.name == name })
 		if i < 0 {
-			l.unknown(p.key(name))
+			l.unknown(p.key(name), suggestKey(p.key(name).path))
 			continue
 		}
 		l.value(p.key(name), value, v.Field(fields[i].index))
@@ -233,10 +234,21 @@ func (l *loader) value(p place, in any, v reflect.Value) {
 
 const notBuilt = "not built yet"
 
-// same compares values; an empty list is an empty list.
+// same compares values. Unlike to reflect.DeepEqual, an empty list is a list that was not given.
 func same(a, b reflect.Value) bool {
-	if a.Kind() == reflect.Slice && a.Len() == 0 && b.Len() == 0 {
+	switch {
+	case a.Kind() == reflect.Slice:
+		if a.Len() != b.Len() {
+			return false
+		}
+		for i := range a.Len() {
+			if !same(a.Index(i), b.Index(i)) {
+				return false
+			}
+		}
 		return true
+	case isTable(a.Type()):
+		return !slices.ContainsFunc(fieldsOf(a.Type()), func(f field) bool { return !same(a.Field(f.index), b.Field(f.index)) })
 	}
 	return reflect.DeepEqual(a.Interface(), b.Interface())
 }
@@ -254,7 +266,11 @@ func (l *loader) tableMap(p place, in any, v reflect.Value) {
 		table, ok := value.(map[string]any)
 		switch {
 		case !slices.Contains(keys[p.rule].words, name):
-			l.unknown(child)
+			other := nearest(name, keys[p.rule].words)
+			if other != "" {
+				other = join(p.path, other)
+			}
+			l.unknown(child, other)
 		case !ok:
 			l.report(child, "must be a table: [%s]", child.path)
 		default:

@@ -1,0 +1,301 @@
+package config
+
+import (
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+var update = flag.Bool("update", false, "rewrite the .want files in testdata")
+
+// Each file in testdata and everything that is wrong with it, as an operator sees it, is in the .want file beside it.
+func TestEveryProblemIsReportedWithItsPlace(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.toml")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no files", err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = load(filepath.Base(file), data, nil, nil)
+			got := "ok\n"
+			if err != nil {
+				got = err.Error() + "\n"
+			}
+			want := strings.TrimSuffix(file, ".toml") + ".want"
+			if *update {
+				if err := os.WriteFile(want, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			text, err := os.ReadFile(want)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(text) {
+				t.Errorf("got:\n%s\nwant:\n%s", got, text)
+			}
+		})
+	}
+}
+
+// mustLoad loads a text that has to be right.
+func mustLoad(t *testing.T, text string, env []string, flags ...Flag) *Config {
+	t.Helper()
+	file := "f.toml"
+	if text == "" {
+		file = ""
+	}
+	c, err := load(file, []byte(text), env, flags)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// problemsOf loads a text that has to be wrong.
+func problemsOf(t *testing.T, text string, env []string, flags ...Flag) Problems {
+	t.Helper()
+	file := "f.toml"
+	if text == "" {
+		file = ""
+	}
+	_, err := load(file, []byte(text), env, flags)
+	var problems Problems
+	if !errors.As(err, &problems) || len(problems) == 0 {
+		t.Fatalf("got error %v, want problems", err)
+	}
+	return problems
+}
+
+// plain is a configuration without what only says where it came from.
+func plain(c Config) Config {
+	c.origins, c.doc = nil, nil
+	return c
+}
+
+func TestDefaultFileLoadsAsDefault(t *testing.T) {
+	t.Setenv("STATE_DIRECTORY", "")
+	var text strings.Builder
+	if err := WriteDefault(&text); err != nil {
+		t.Fatal(err)
+	}
+	c := mustLoad(t, text.String(), nil)
+	if got, want := plain(*c), Default(); !equal(got, want) {
+		t.Errorf("the default file loads as\n%+v\nwant\n%+v\nfile:\n%s", got, want, text.String())
+	}
+	if none := mustLoad(t, "", nil); !equal(plain(*none), Default()) {
+		t.Errorf("no file loads as\n%+v", *none)
+	}
+}
+
+// equal compares configurations; an empty list is a list that was not given.
+func equal(a, b Config) bool { return len(Changed(&a, &b)) == 0 }
+
+// The commented lines of the default file are right too, once what is not built yet is left out.
+func TestDefaultFileNamesEveryKey(t *testing.T) {
+	var text strings.Builder
+	if err := WriteDefault(&text); err != nil {
+		t.Fatal(err)
+	}
+	forEachKey(reflect.TypeFor[Config](), "", func(key string, typ reflect.Type) {
+		if key == "listen" || typ.Kind() == reflect.Map {
+			return
+		}
+		name := key[strings.LastIndexByte(key, '.')+1:]
+		if !strings.Contains(text.String(), "\n"+name+" = ") && !strings.Contains(text.String(), "\n# "+name+" = ") &&
+			!strings.Contains(text.String(), "\n# (not built yet) "+name+" = ") {
+			t.Errorf("%s is missing", key)
+		}
+	})
+	for line := range strings.SplitSeq(text.String(), "\n") {
+		if strings.HasPrefix(line, "# ") && len(line) > commentColumns && !strings.Contains(line, " = ") {
+			t.Errorf("long line: %s", line)
+		}
+	}
+}
+
+// Every key has a rule with a meaning, and every rule a key.
+func TestKeysAndRulesAgree(t *testing.T) {
+	seen := map[string]bool{}
+	var walk func(path string, typ reflect.Type)
+	walk = func(path string, typ reflect.Type) {
+		for _, f := range fieldsOf(typ) {
+			key, ft := join(path, f.name), typ.Field(f.index).Type
+			seen[key] = true
+			if keys[key].doc == "" {
+				t.Errorf("%s: no meaning in the table of keys", key)
+			}
+			switch {
+			case isTable(ft):
+				walk(key, ft)
+			case ft.Kind() == reflect.Slice && isTable(ft.Elem()):
+				walk(key+"[]", ft.Elem())
+			case ft.Kind() == reflect.Map:
+				walk(key+".*", ft.Elem())
+			}
+		}
+	}
+	walk("", reflect.TypeFor[Config]())
+	for key := range keys {
+		if !seen[key] {
+			t.Errorf("rule for %s, which is no key", key)
+		}
+	}
+}
+
+func TestPrecedenceIsFlagThenEnvironmentThenFileThenDefault(t *testing.T) {
+	file := "state_dir = \"/file\"\n[log]\nlevel = \"warn\"\n"
+	env := []string{"FASTEDGE_STATE_DIR=/env", "OTHER=1", "FASTEDGE_LOG_LEVEL=error"}
+	flag := Flag{Name: "--state-dir", Key: "state_dir", Value: "/flag"}
+	for _, c := range []struct {
+		text            string
+		env             []string
+		flags           []Flag
+		dir, dirOrigin  string
+		level, levelWas string
+	}{
+		{"", nil, nil, "./fastedge-data", "default", "info", "default"},
+		{file, nil, nil, "/file", "f.toml:1", "warn", "f.toml:3"},
+		{file, env, nil, "/env", "FASTEDGE_STATE_DIR", "error", "FASTEDGE_LOG_LEVEL"},
+		{file, env, []Flag{flag}, "/flag", "--state-dir", "error", "FASTEDGE_LOG_LEVEL"},
+		{"", []string{"STATE_DIRECTORY=/var/lib/a:/var/lib/b"}, nil, "/var/lib/a", "default", "info", "default"},
+	} {
+		got := mustLoad(t, c.text, c.env, c.flags...)
+		if got.StateDir != c.dir || got.Origin("state_dir").String() != c.dirOrigin {
+			t.Errorf("state_dir is %q from %q, want %q from %q", got.StateDir, got.Origin("state_dir"), c.dir, c.dirOrigin)
+		}
+		if got.Log.Level != c.level || got.Origin("log.level").String() != c.levelWas {
+			t.Errorf("log.level is %q from %q, want %q from %q", got.Log.Level, got.Origin("log.level"), c.level, c.levelWas)
+		}
+	}
+}
+
+func TestEnvironmentSetsEveryKindOfKey(t *testing.T) {
+	c := mustLoad(t, "", []string{
+		"FASTEDGE_HOSTNAME=mx.example.net",
+		"FASTEDGE_LIMITS_MESSAGE_SIZE=1MiB",
+		"FASTEDGE_LIMITS_CONNECTIONS=7",
+		"FASTEDGE_TIMEOUTS_DRAIN=0",
+		"FASTEDGE_RELAY_NEXT_HOP=smtp://10.0.0.1, lmtp+unix:///run/lmtp",
+		"FASTEDGE_RELAY_RETRY=10s,1m",
+		"FASTEDGE_DOMAINS_ACCEPT=",
+		"FASTEDGE_ADMIN_HTTP=",
+	})
+	hops := []NextHop{{Network: "tcp", Addr: "10.0.0.1:25"}, {LMTP: true, Network: "unix", Addr: "/run/lmtp"}}
+	if c.Hostname != "mx.example.net" || c.Limits.MessageSize != 1<<20 || c.Limits.Connections != 7 || c.Timeouts.Drain != 0 ||
+		!slices.Equal(c.Relay.NextHop, hops) || !slices.Equal(c.Relay.Retry, []time.Duration{10 * time.Second, time.Minute}) ||
+		len(c.Domains.Accept) != 0 || c.Admin.HTTP.Network != "" {
+		t.Errorf("got %+v", c)
+	}
+}
+
+func TestBadVariablesAreNamed(t *testing.T) {
+	for _, c := range []struct{ variable, want string }{
+		{"FASTEDGE_LIMITS_CONECTIONS=3", "FASTEDGE_LIMITS_CONECTIONS: no such variable (did you mean FASTEDGE_LIMITS_CONNECTIONS?)"},
+		{"FASTEDGE_XYZZY=3", "FASTEDGE_XYZZY: no such variable"},
+		{"FASTEDGE_LIMITS_CONNECTIONS=many", `FASTEDGE_LIMITS_CONNECTIONS: "many" is not a whole number`},
+		{"FASTEDGE_LIMITS_CONNECTIONS=0", "FASTEDGE_LIMITS_CONNECTIONS: 0 is out of range (1 to 1000000)"},
+		{"FASTEDGE_TIMEOUTS_DATA=5", `FASTEDGE_TIMEOUTS_DATA: "5" has no unit: ` + durationHint},
+		{"FASTEDGE_LISTEN=:25", "FASTEDGE_LISTEN: listen is a table and can only be set in a file"},
+		{"FASTEDGE_SPF_ON=1", "FASTEDGE_SPF_ON: spf.on is a table and can only be set in a file"},
+		{"FASTEDGE_TLS_SESSION_TICKETS=yes", `FASTEDGE_TLS_SESSION_TICKETS: "yes" is neither true nor false`},
+		{"FASTEDGE_TLS_SESSION_TICKETS=true", "FASTEDGE_TLS_SESSION_TICKETS: not built yet"},
+		{"FASTEDGE_QUEUE_JETSTREAM_URL=nats://x", "FASTEDGE_QUEUE_JETSTREAM_URL: not built yet"},
+		{"FASTEDGE_QUEUE_ENGINE=jetstream", `FASTEDGE_QUEUE_ENGINE: "jetstream": not built yet`},
+		{"FASTEDGE_LIMITS_MEMORY=1MiB", "FASTEDGE_LIMITS_MEMORY: 1MiB is less than limits.message_size (25MiB): no message of that size could be taken"},
+	} {
+		if got := problemsOf(t, "", []string{c.variable}); got.Error() != c.want {
+			t.Errorf("%s:\ngot  %s\nwant %s", c.variable, got, c.want)
+		}
+	}
+}
+
+func TestMissingFileIsAProblem(t *testing.T) {
+	_, err := Load("testdata/none.toml", nil)
+	if err == nil || err.Error() != "testdata/none.toml: no such file or directory" {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Only the zero configuration and what the operator named may be reached by strangers.
+func TestOpenRelayGuard(t *testing.T) {
+	for _, c := range []struct {
+		address, relayFrom, accept string
+		fine                       bool
+	}{
+		{`127.0.0.1:25`, ``, ``, true},
+		{`[::1]:25`, ``, ``, true},
+		{`localhost:25`, ``, ``, true},
+		{`127.9.9.9:25`, `"0.0.0.0/0"`, ``, true}, // only this machine can get there
+		{`unix:/tmp/s`, ``, ``, true},
+		{`:25`, ``, ``, false},
+		{`0.0.0.0:25`, ``, ``, false},
+		{`[::]:25`, ``, ``, false},
+		{`10.0.0.1:25`, ``, ``, false},
+		{`[::ffff:127.0.0.1]:25`, ``, ``, true},
+		{`[fe80::1%lo]:25`, ``, ``, false},
+		{`:25`, ``, `"example.net"`, true},
+		{`:25`, `"10.0.0.0/8"`, ``, true},
+		{`:25`, `"10.0.0.0/8"`, `"example.net"`, true},
+		{`:25`, `"fc00::/7"`, ``, true},
+		{`:25`, `"fe80::/10"`, ``, true},
+		{`:25`, `"127.0.0.0/8", "::1/128"`, ``, false}, // nobody could send anything
+		{`:25`, ``, ``, false},
+		{`:25`, `"0.0.0.0/0"`, `"example.net"`, false},
+		{`:25`, `"::/0"`, `"example.net"`, false},
+		{`:25`, `"0.0.0.0/1", "128.0.0.0/1"`, `"example.net"`, false},
+		{`:25`, `"2000::/3"`, `"example.net"`, false},
+		{`:25`, `"10.0.0.0/8", "0.0.0.0/0"`, ``, false},
+	} {
+		text := "[domains]\naccept = [" + c.accept + "]\n[[listen]]\naddress = \"" + c.address + "\"\n"
+		if c.relayFrom != "" {
+			text += "relay_from = [" + c.relayFrom + "]\n"
+		}
+		_, err := load("f.toml", []byte(text), nil, nil)
+		if (err == nil) != c.fine {
+			t.Errorf("address %s, relay_from [%s], accept [%s]: %v", c.address, c.relayFrom, c.accept, err)
+		}
+	}
+}
+
+func TestShowSaysWhereValuesCameFrom(t *testing.T) {
+	c := mustLoad(t, "[limits]\nerrors = 5\n\n[[listen]]\naddress = \"127.0.0.1:26\"\n", []string{"FASTEDGE_LOG_LEVEL=warn"})
+	var text strings.Builder
+	if err := c.Show(&text); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"errors = 5 ", "# f.toml:2\n", "# f.toml:5\n", "# FASTEDGE_LOG_LEVEL\n", "recipients = 1000", "# default\n", "name = \"smtp\""} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("%q is missing in\n%s", want, text.String())
+		}
+	}
+	again, err := load("shown.toml", []byte(text.String()), nil, nil)
+	if err != nil || !equal(plain(*again), plain(*c)) {
+		t.Errorf("what was shown does not load as the same: %v\n%s", err, text.String())
+	}
+	i := slices.IndexFunc(c.Settings(), func(s Setting) bool { return s.Key == "listen[0].address" })
+	if i < 0 || c.Settings()[i] != (Setting{"listen[0].address", `"127.0.0.1:26"`, "f.toml:5"}) {
+		t.Errorf("settings: %v", c.Settings())
+	}
+}
+
+func TestChangedNamesKeys(t *testing.T) {
+	a := mustLoad(t, "", nil)
+	b := mustLoad(t, "[limits]\nerrors = 5\n[[listen]]\naddress = \"127.0.0.1:26\"\n", nil)
+	if got := Changed(a, b); !slices.Equal(got, []string{"listen[0]", "limits.errors"}) {
+		t.Errorf("got %v", got)
+	}
+	if got := Changed(a, a); got != nil {
+		t.Errorf("got %v", got)
+	}
+}

@@ -1,0 +1,133 @@
+package config
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// onMachine loads a configuration with a listener on addr and checks the machine.
+func onMachine(t *testing.T, dir, addr, more string) (c *Config, warnings []Problem, busy []string, err error) {
+	t.Helper()
+	c = mustLoad(t, "state_dir = "+tomlString(dir)+"\nadmin.http = \"\"\n"+more+"\n[[listen]]\naddress = "+tomlString(addr)+"\n", nil)
+	warnings, busy, err = c.CheckMachine()
+	return c, warnings, busy, err
+}
+
+func TestMachineThatOffersEverything(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "not", "made", "yet")
+	if _, warnings, busy, err := onMachine(t, dir, "127.0.0.1:0", "limits.connections = 10"); err != nil || len(warnings)+len(busy) > 0 {
+		t.Errorf("%v %v %v", warnings, busy, err)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("checking made the directory")
+	}
+}
+
+func TestStateDirThatIsAFileIsReportedAtItsLine(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for dir, want := range map[string]string{file: "is not a directory", filepath.Join(file, "below"): "not a directory"} {
+		_, _, _, err := onMachine(t, dir, "127.0.0.1:0", "limits.connections = 10")
+		if err == nil || !strings.HasPrefix(err.Error(), "f.toml:1:13: state_dir: ") || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+}
+
+func TestAddressInUseIsNamed(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, _, busy, err := onMachine(t, t.TempDir(), l.Addr().String(), "limits.connections = 10")
+	if err != nil || !slices.Equal(busy, []string{l.Addr().String()}) {
+		t.Errorf("%v %v", busy, err)
+	}
+}
+
+func TestAddressOfAnotherMachineIsAProblem(t *testing.T) {
+	_, _, _, err := onMachine(t, t.TempDir(), "192.0.2.1:25", "limits.connections = 10\ndomains.accept = [\"example.net\"]")
+	if err == nil || !strings.Contains(err.Error(), "f.toml:6:11: listen[0].address: 192.0.2.1:25: ") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestUnixSocketPaths(t *testing.T) {
+	dir := t.TempDir()
+	check := func(path string) ([]string, error) {
+		_, _, busy, err := onMachine(t, dir, "unix:"+path, "limits.connections = 10")
+		return busy, err
+	}
+	socket := filepath.Join(dir, "s")
+	if busy, err := check(socket); err != nil || busy != nil {
+		t.Errorf("free path: %v %v", busy, err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if busy, err := check(socket); err != nil || len(busy) != 1 {
+		t.Errorf("socket in use: %v %v", busy, err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.Close()
+	if busy, err := check(socket); err != nil || busy != nil {
+		t.Errorf("socket left over: %v %v", busy, err)
+	}
+	if _, err := check(filepath.Join(dir, "none", "s")); err == nil {
+		t.Error("missing directory: no problem")
+	}
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := check(file); err == nil {
+		t.Error("path of a file: no problem")
+	}
+}
+
+// Connections that were asked for and can't be had are an error; those of the default make way.
+func TestDescriptorLimit(t *testing.T) {
+	c := mustLoad(t, "limits.connections = 1000\n", nil)
+	l := loader{cfg: c, doc: c.doc, bad: map[string]bool{}}
+	if w := l.descriptors(c.Descriptors()); w != nil || l.problems != nil {
+		t.Errorf("at the limit: %v %v", w, l.problems)
+	}
+	if w := l.descriptors(c.Descriptors() - 1); w != nil || len(l.problems) != 1 || l.problems[0].Line != 1 {
+		t.Errorf("one below the limit: %v %v", w, l.problems)
+	}
+	c = mustLoad(t, "", nil)
+	l = loader{cfg: c, bad: map[string]bool{}}
+	if w := l.descriptors(1024); w == nil || l.problems != nil || c.Descriptors() != 1024 {
+		t.Errorf("default: %v %v, needs %d", w, l.problems, c.Descriptors())
+	}
+	if w := l.descriptors(100); w != nil || len(l.problems) != 1 {
+		t.Errorf("hopeless limit: %v %v", w, l.problems)
+	}
+}
+
+func TestSoftLimitIsRaised(t *testing.T) {
+	var before syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before); err != nil || before.Max < 600 {
+		t.Skip("no limit to play with", err)
+	}
+	defer syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before)
+	low := syscall.Rlimit{Cur: 300, Max: before.Max}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &low); err != nil {
+		t.Skip(err)
+	}
+	if got := raiseDescriptorLimit(600); got != 600 {
+		t.Errorf("got %d", got)
+	}
+	if got := raiseDescriptorLimit(500); got != 600 {
+		t.Errorf("lowered to %d", got)
+	}
+}
