@@ -1,9 +1,6 @@
 package smtpcodec
 
-import (
-	"encoding/binary"
-	"net/netip"
-)
+import "encoding/binary"
 
 // Verb is a command word. The zero value is a word that is not known.
 type Verb uint8
@@ -202,12 +199,6 @@ func cutSpace(p []byte) (word, rest []byte) {
 	return word, p[i:]
 }
 
-// MaxDomainBytes is RFC 5321 §4.5.3.1.2; MaxPathBytes is §4.5.3.1.3 and counts the angle brackets and a source route.
-const (
-	MaxDomainBytes = 255
-	MaxPathBytes   = 256
-)
-
 // ValidHelo says whether arg can be the name given with HELO, EHLO or LHLO.
 //
 // Deviation: RFC 5321 §4.1.1.1 wants a domain or an address literal. Real clients send bare host names, underscores, and addresses
@@ -231,35 +222,4 @@ func ValidHelo(arg []byte) bool {
 		}
 	}
 	return true
-}
-
-// validLiteral checks what stands between "[" and "]" (RFC 5321 §4.1.3). General-address-literals are refused: no tag is registered.
-func validLiteral(p []byte) bool {
-	if len(p) > 5 && equalFold(p[:5], "IPV6:") {
-		a, err := netip.ParseAddr(string(p[5:]))
-		return err == nil && a.Is6() && a.Zone() == ""
-	}
-	return validIPv4(p)
-}
-
-// validIPv4 is hand-written because netip would keep, and so allocate, the text for its error.
-func validIPv4(p []byte) bool {
-	for field := range 4 {
-		if field > 0 {
-			if len(p) == 0 || p[0] != '.' {
-				return false
-			}
-			p = p[1:]
-		}
-		v, k := 0, 0
-		for k < len(p) && k < 3 && p[k] >= '0' && p[k] <= '9' {
-			v = v*10 + int(p[k]-'0')
-			k++
-		}
-		if k == 0 || v > 255 || k > 1 && p[0] == '0' {
-			return false
-		}
-		p = p[k:]
-	}
-	return len(p) == 0
 }

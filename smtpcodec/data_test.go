@@ -223,6 +223,25 @@ func scanChunks(d *DataScanner, room int, chunks ...string) (out string) {
 	return out + string(dst[:n])
 }
 
+func TestAnUnfinishedLineCounts(t *testing.T) {
+	var d DataScanner
+	dst := make([]byte, 2048)
+	for _, c := range []struct {
+		in      string
+		longest int
+		flags   DataFlags
+	}{
+		{"abc\r\nx", 3, 0},
+		{strings.Repeat("x", MaxTextLineBytes-1) + "\r", MaxTextLineBytes, 0}, // the CR may belong to the line end
+		{"\r", MaxTextLineBytes + 1, DataLongLine | DataBareCR},
+	} {
+		d.Scan(dst, []byte(c.in))
+		if d.LongestLine() != c.longest || d.Flags() != c.flags {
+			t.Errorf("%.8q: longest %d, flags %b", c.in, d.LongestLine(), d.Flags())
+		}
+	}
+}
+
 func TestResetKeepsNormalize(t *testing.T) {
 	d := DataScanner{Normalize: true}
 	d.Scan(make([]byte, 16), []byte("a\n\x00\r"))

@@ -14,8 +14,9 @@
 //
 // Split invariance: a byte stream gives the same lines, output, flags and ends however it is cut into pieces.
 //
-// Nothing that these parsers accept has a control character in it, C1 controls in UTF-8 included, so an accepted path, parameter
-// or name can stand in a log line, a header field or a reply without being able to break it.
+// Nothing that ParseMail, ParseRcpt and ValidHelo accept has a control character in it, C1 controls in UTF-8 included, so an
+// accepted path, parameter or name can stand in a log line, a header field or a reply without being able to break it. ORCPT, ENVID
+// and AUTH hold no ASCII control after decoding either.
 //
 // RFCs: 5321 (SMTP), 1870 (SIZE), 2034 and 3463 (enhanced status codes), 3030 (BDAT, BINARYMIME), 3461 (DSN, xtext), 4954 (AUTH=),
 // 6152 (8BITMIME), 6531 (SMTPUTF8), 6533 (utf-8 addresses in ORCPT). Knowing departures are marked "Deviation:" in the source.

@@ -62,6 +62,7 @@ func TestMailParameterTable(t *testing.T) {
 		{"AUTH=login", OfferAuth, MailArgs{Size: -1, Auth: []byte("login")}, ErrNone, ""},
 		{"AUTH=a@example.com", 0, none, ErrUnknown, "AUTH=a@example.com"},
 		{"AUTH=a+0D+0Ab", OfferAuth, none, ErrSyntax, "AUTH=a+0D+0Ab"},
+		{"AUTH=\"a", OfferAuth, none, ErrSyntax, "AUTH=\"a"},
 		{"AUTH=a+20b", OfferAuth, none, ErrSyntax, "AUTH=a+20b"},
 		{"AUTH=" + strings.Repeat("a", 257), OfferAuth, none, ErrSyntax, "AUTH=" + strings.Repeat("a", 257)},
 		{"AUTH", OfferAuth, none, ErrSyntax, "AUTH"},

@@ -1,6 +1,15 @@
 package smtpcodec
 
-import "unicode/utf8"
+import (
+	"net/netip"
+	"unicode/utf8"
+)
+
+// MaxDomainBytes is RFC 5321 §4.5.3.1.2; MaxPathBytes is §4.5.3.1.3 and counts the angle brackets and a source route.
+const (
+	MaxDomainBytes = 255
+	MaxPathBytes   = 256
+)
 
 // Path is a reverse- or forward-path, borrowed from the line it was parsed from.
 type Path struct {
@@ -84,8 +93,8 @@ func (k pathKind) bad() SyntaxError {
 // parsePath parses the path at the start of p and gives what follows it. p has passed checkText. ErrSyntax means that no path
 // could be made out, ErrBadSender or ErrBadRcpt that what stands between the angle brackets is no mailbox.
 //
-// Deviation: RFC 5321 §4.1.2 has no place for a path without a domain but <postmaster>, and neither has this parser, although local
-// programs like to send MAIL FROM:<root>: no bounce could find the way back.
+// RFC 5321 §4.1.2 has no place for a path without a domain but <postmaster>. Local programs like to send MAIL FROM:<root> all the
+// same; it is refused, because no bounce would find its way back to it.
 func parsePath(p []byte, kind pathKind) (path Path, rest []byte, err SyntaxError) {
 	if len(p) == 0 || p[0] != '<' {
 		return Path{}, nil, ErrSyntax
@@ -232,4 +241,35 @@ func validDomain(p []byte) bool {
 			ascii = false
 		}
 	}
+}
+
+// validLiteral checks what stands between "[" and "]" (RFC 5321 §4.1.3). General-address-literals are refused: no tag is registered.
+func validLiteral(p []byte) bool {
+	if len(p) > 5 && equalFold(p[:5], "IPV6:") {
+		a, err := netip.ParseAddr(string(p[5:]))
+		return err == nil && a.Is6() && a.Zone() == ""
+	}
+	return validIPv4(p)
+}
+
+// validIPv4 is hand-written because netip would keep, and so allocate, the text for its error.
+func validIPv4(p []byte) bool {
+	for field := range 4 {
+		if field > 0 {
+			if len(p) == 0 || p[0] != '.' {
+				return false
+			}
+			p = p[1:]
+		}
+		v, k := 0, 0
+		for k < len(p) && k < 3 && p[k] >= '0' && p[k] <= '9' {
+			v = v*10 + int(p[k]-'0')
+			k++
+		}
+		if k == 0 || v > 255 || k > 1 && p[0] == '0' {
+			return false
+		}
+		p = p[k:]
+	}
+	return len(p) == 0
 }

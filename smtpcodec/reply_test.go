@@ -66,6 +66,8 @@ func TestParseReplyTable(t *testing.T) {
 		{"another code in a later line is text", "550-5.7.23 a\r\n550 5.7.2 b\r\n", Reply{550, EnhancedCode{5, 7, 23}, "a\n5.7.2 b"}, 27, nil},
 		{"a code of another class is text", "250 5.1.1 x\r\n", Reply{250, EnhancedCode{}, "5.1.1 x"}, 13, nil},
 		{"a version number is text", "220 2.0.0beta\r\n", Reply{220, EnhancedCode{}, "2.0.0beta"}, 15, nil},
+		{"a code without a subject is text", "250 2..1 x\r\n", Reply{250, EnhancedCode{}, "2..1 x"}, 12, nil},
+		{"a code without a detail is text", "250 2.1. x\r\n", Reply{250, EnhancedCode{}, "2.1. x"}, 12, nil},
 		{"four digits are text", "250 2.0.1000 x\r\n", Reply{250, EnhancedCode{}, "2.0.1000 x"}, 16, nil},
 		{"controls in the text", "250 a\x00b\x1b\r\n", Reply{250, EnhancedCode{}, "a?b?"}, 10, nil},
 		{"UTF-8 in the text", "250 \u00e9\r\n", Reply{250, EnhancedCode{}, "\u00e9"}, 8, nil},
