@@ -1,0 +1,106 @@
+// Package spool is the embedded queue engine: a segmented, append-only log with group commit.
+//
+// # The promise
+//
+// When Commit returns without an error on a submission, that message is on stable storage (Durability Fsync) or with the operating
+// system (OS). From then on, whatever happens to the process or the machine, it is leased, byte for byte as it was submitted, until it
+// is settled, or an operator drops it. It may be leased again after it was settled, when the crash came within about a second. A message
+// that no longer matches its checksum is never leased: it stays as damaged, is logged with its id, and is counted.
+//
+// A message whose commit failed may be leased after a restart only when the disk that failed the commit also refused the note of it.
+//
+// # Files
+//
+//	lock          flock of the process that has the spool open; its number as text
+//	NNNNNNNN.seg  a segment: messages. The number grows and is never used again.
+//	NNNNNNNN.ack  the ack log: what has become of the messages. There is one, or two for a moment; the higher number counts.
+//	*.ack.tmp     an ack log being written; removed by Open
+//	*.damaged     a file that could not be read, set aside for the operator; never touched again
+//
+// Integers are little-endian. Checksums are CRC32C. Segments and ack logs begin with 4096 bytes that hold the file header twice, at 0 and
+// at 512, so that one bad sector leaves one:
+//
+//	offset  width
+//	0       8      "fedgspol"
+//	8       4      checksum of bytes 12 to 63
+//	12      4      format version, 1
+//	16      4      1 segment, 2 ack log
+//	20      4      zero
+//	24      8      number, as in the file's name
+//	32      8      salt: random, new for each use of a file
+//	40      24     zero
+//
+// Salt, kind and number start every other checksum in the file. So a file used again does not replay what it held before, and
+// a sender who puts the image of a record into a message does not know how to make it pass for one.
+//
+// A record in a segment starts at a multiple of 64 bytes, the first of each batch at a multiple of 4096; zeros fill the rest:
+//
+//	offset  width
+//	0       4      "FEm1"
+//	4       4      checksum of bytes 8 to 63
+//	8       8      sequence number: grows by one from record to record, over all segments
+//	16      16     message id
+//	32      4      envelope length, e
+//	36      4      trace field length, t
+//	40      8      data length, d
+//	48      4      checksum of the envelope, started with the sequence number
+//	52      4      checksum of trace field and data, started with the sequence number
+//	56      4      where the batch starts, in units of 4096: all before was durable when this was written
+//	60      4      1 on the last record of a batch, else 0
+//	64      e      envelope (envelope.AppendBinary)
+//	64+e    t      trace field
+//	64+e+t  d      message data
+//
+// A record in the ack log starts at a multiple of 8 bytes:
+//
+//	offset  width
+//	0       4      checksum of bytes 4 to 7+n
+//	4       3      payload length, n
+//	7       1      kind: 1 done, 2 state, 3 mark, 4 bitmap, 5 counters; acks.go has the payloads
+//	8       n      payload
+//
+// # How it is written
+//
+// Commit writes a batch with one pwritev, straight from the messages' chunks, and one fdatasync. The segment has been filled with
+// zeros before, or held mail that is done, so that the sync has no metadata to write. When none is ready (the first moments, or mail
+// faster than zeros can be written) a makeshift one with space merely reserved takes its place.
+//
+// After a failed write or sync the batch fails as a whole. The segment is never written to or synced again (the kernel may have dropped
+// the pages, and a second sync would say yes); it is cut where the batch began. The next commit begins another segment.
+//
+// A segment is removed, or renamed and used again, when all its messages are done. Commit does not touch an older segment, and Open never
+// appends to one: it seals what it finds, and the first commit begins a new one.
+//
+// The ack log is written every 50 ms and synced every second, and rewritten from memory when it has grown to four times what it needs.
+//
+// # States after a crash, and what Open does with each
+//
+//	a segment whose header has another number     being renamed for reuse: empty; used or removed
+//	a segment of zeros, or without records        being prepared: empty; used or removed
+//	a segment with neither header intact          damage: set aside, reported; the rest is opened
+//	a sealed segment                              headers only are read, up to the end noted in the ack log
+//	a segment without an end noted                headers are read, and whole records behind the last note; it is synced, cut and sealed
+//	  records after the last batch's start:
+//	    header or content wrong                   a torn write, never acknowledged: dropped, logged
+//	  records before:
+//	    header wrong                              damage: the next record is searched for; logged, counted
+//	    content wrong                             damage: the message is kept as damaged; logged, counted
+//	a segment noted as gone                       its removal was not durable: removed now
+//	a segment noted as cut                        what is behind the cut was refused when it was submitted: ignored
+//	the ack log's end torn                        what was settled last is leased again
+//	the ack log damaged in the middle             the record is skipped, logged; what it settled is leased again
+//	two ack logs                                  the rewrite was complete: the older one is removed
+//	no ack log                                    everything found is leased (again)
+//
+// In the last batch of a segment, which no other followed, damage and a torn write look alike: it is logged, and not counted as damage.
+// A note of the end within a second, and one on Close, make that window small.
+//
+// # Goroutines and ownership
+//
+// Commit and Close run on their caller's, one at a time. One goroutine prepares and removes segments, one writes the ack log. All else runs
+// on the caller's and takes Spool.mu for memory work only; disks are never waited for under it. Commit borrows envelopes until it
+// returns. A Delivery's bytes are its own and live as long as it is referred to.
+//
+// The index takes about 150 bytes for each message that is not done. A leased message of up to 256 KiB is in memory whole; longer ones are
+// verified and read in pieces. Each segment in use keeps a file open.
+package spool
