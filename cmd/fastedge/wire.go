@@ -1,0 +1,344 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/fastedge/fastedge/internal/admin"
+	"github.com/fastedge/fastedge/internal/config"
+	"github.com/fastedge/fastedge/internal/metrics"
+	"github.com/fastedge/fastedge/loop"
+	"github.com/fastedge/fastedge/policy"
+	"github.com/fastedge/fastedge/pool"
+	"github.com/fastedge/fastedge/queue"
+	"github.com/fastedge/fastedge/relay"
+	"github.com/fastedge/fastedge/session"
+)
+
+// maxLinger is how long a commit waits for company under load; see queue.Limits.
+const maxLinger = time.Millisecond
+
+// gcPercent trades memory for fewer collections: the live heap is small, because message data is recycled.
+const gcPercent = 200
+
+// server is everything that runs.
+type server struct {
+	cfg      *config.Config
+	log      *slog.Logger
+	engine   engine
+	writer   *queue.Writer
+	loops    *loop.Server
+	relay    *relay.Relay // nil without a next hop
+	draining atomic.Bool
+
+	admin     []*http.Server
+	listeners []net.Listener // of admin, in the same order
+}
+
+// wire builds the server and opens what it listens on. What can fail is tried here, so that a wrong start is an error and not half a
+// server.
+func wire(cfg *config.Config, log *slog.Logger, logDropped func() uint64) (_ *server, err error) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	loops := runtime.NumCPU()
+	if os.Getenv("GOMAXPROCS") == "" {
+		// A loop that sleeps in epoll_wait and the writer in fdatasync keep their processor for a while: without spare ones the
+		// scheduler has to take it from them first.
+		runtime.GOMAXPROCS(loops + max(2, loops))
+	}
+	s := &server{cfg: cfg, log: log}
+	if s.engine, err = openEngine(cfg, log); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.closeAll()
+		}
+	}()
+	reg := newRegistry(cfg)
+	s.writer = queue.NewWriter(&measured{s.engine.Backend, reg}, queue.Limits{MaxLinger: maxLinger})
+	budget := pool.NewBudget(int64(cfg.Limits.Memory))
+	if s.loops, err = newLoops(cfg, log, loops, s.writer, budget, reg); err != nil {
+		return nil, err
+	}
+	if err = s.newRelay(reg); err != nil {
+		return nil, err
+	}
+	reg.Watch(metrics.Sources{
+		Queue:          s.queueStats(),
+		HandoffPending: s.writer.Pending,
+		MemoryUsed:     budget.Used,
+		MemoryBudget:   int64(cfg.Limits.Memory),
+		LogDropped:     logDropped,
+	})
+	return s, s.newAdmin(reg)
+}
+
+func newLoops(cfg *config.Config, log *slog.Logger, n int, w *queue.Writer, budget *pool.Budget, reg *metrics.Registry) (*loop.Server, error) {
+	accept, err := policy.NewRelay(cfg.Domains.Accept)
+	if err != nil {
+		return nil, err
+	}
+	o := loop.Options{
+		Writer:         w,
+		Budget:         budget,
+		Loops:          n,
+		MaxConnections: cfg.Limits.Connections,
+		Log:            log,
+		Meter:          meter{reg},
+	}
+	for _, l := range cfg.Listen {
+		o.Listeners = append(o.Listeners, loop.Listener{
+			Name:     l.Name,
+			Network:  l.Address.Network,
+			Address:  l.Address.Addr,
+			MayRelay: func(a netip.Addr) bool { return policy.Networks(l.RelayFrom).Contains(a) },
+			Session: session.NewServer(session.Options{
+				Hostname:        cfg.Hostname,
+				Listener:        l.Name,
+				LMTP:            l.Protocol == "lmtp",
+				Normalize:       cfg.SMTP.LineEndings == "normalize",
+				Hide:            cfg.SMTP.Hide,
+				MaxMessageBytes: int64(cfg.Limits.MessageSize),
+				MaxRecipients:   cfg.Limits.Recipients,
+				MaxErrors:       cfg.Limits.Errors,
+				CommandTimeout:  cfg.Timeouts.Command,
+				DataTimeout:     cfg.Timeouts.Data,
+				Accept:          accept.Accept,
+			}),
+		})
+	}
+	return loop.New(o)
+}
+
+func (s *server) newRelay(reg *metrics.Registry) (err error) {
+	if len(s.cfg.Relay.NextHop) == 0 || s.engine.source == nil {
+		return nil
+	}
+	o := relay.Options{
+		Hostname:    s.cfg.Hostname,
+		Connections: s.cfg.Relay.Connections,
+		Retry:       s.cfg.Relay.Retry,
+		MaxAge:      s.cfg.Relay.MaxAge,
+		Log:         s.log,
+	}
+	for _, h := range s.cfg.Relay.NextHop {
+		o.NextHops = append(o.NextHops, relay.NextHop{LMTP: h.LMTP, Network: h.Network, Address: h.Addr})
+	}
+	s.relay, err = relay.New(s.engine.source, o)
+	return err
+}
+
+// newAdmin opens the unix socket for the queue commands and, if wanted, the port for health and metrics.
+func (s *server) newAdmin(reg *metrics.Registry) error {
+	o := admin.Options{
+		Queue:    s.engine.inspector,
+		Metrics:  reg.Handler(s.log),
+		NotReady: s.notReady,
+		Hostname: s.cfg.Hostname,
+	}
+	if err := os.MkdirAll(s.cfg.StateDir, 0o750); err != nil {
+		return err
+	}
+	ln, err := admin.Listen(s.cfg.AdminSocket())
+	if err != nil {
+		return err
+	}
+	s.admin, s.listeners = append(s.admin, admin.NewServer(admin.Control(o), s.log)), append(s.listeners, ln)
+	if a := s.cfg.Admin.HTTP; a.Network != "" {
+		if ln, err = net.Listen(a.Network, a.Addr); err != nil {
+			return fmt.Errorf("admin.http: %w", err)
+		}
+		s.admin, s.listeners = append(s.admin, admin.NewServer(admin.Public(o), s.log)), append(s.listeners, ln)
+	}
+	return nil
+}
+
+// Run serves until ctx ends, then drains: newcomers get 421, open transactions finish within timeouts.drain, what is queued is
+// committed, messages in hand are settled. It returns nil after a drain, an error when something ended unasked.
+func (s *server) Run(ctx context.Context) error {
+	defer s.closeAll()
+	failed := make(chan error, 2+len(s.admin))
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		if err := s.loops.Serve(); err != nil {
+			failed <- err
+		}
+	}()
+	for i, srv := range s.admin {
+		go func() {
+			if err := srv.Serve(s.listeners[i]); !errors.Is(err, http.ErrServerClosed) {
+				failed <- fmt.Errorf("admin: %w", err)
+			}
+		}()
+	}
+	relayCtx, stopRelay := context.WithCancel(context.Background())
+	relayed := make(chan struct{})
+	go func() {
+		defer close(relayed)
+		if s.relay != nil {
+			if err := s.relay.Run(relayCtx); err != nil && relayCtx.Err() == nil {
+				failed <- fmt.Errorf("relay: %w", err)
+			}
+		}
+	}()
+	s.log.Info("serving", "hostname", s.cfg.Hostname, "listeners", s.addresses(), "state_dir", s.cfg.StateDir,
+		"engine", s.cfg.Queue.Engine, "durability", s.cfg.Queue.Durability)
+
+	var err error
+	select {
+	case err = <-failed:
+	case <-ctx.Done():
+	}
+	s.drain(served, stopRelay, relayed)
+	return err
+}
+
+// drain ends the parts in the order in which a message passes them, so that none loses what the one before still gives it.
+func (s *server) drain(served <-chan struct{}, stopRelay func(), relayed <-chan struct{}) {
+	s.draining.Store(true)
+	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.Timeouts.Drain)
+	defer cancel()
+	start := time.Now()
+	if err := s.loops.Drain(ctx); err != nil {
+		s.log.Warn("drain: cut off", "error", err)
+	}
+	s.loops.Close()
+	<-served
+	// Everybody who is still owed an answer is gone now, but what was submitted is committed all the same.
+	if err := s.writer.Close(ctx); err != nil {
+		s.log.Warn("drain: queue", "error", err)
+	}
+	stopRelay()
+	<-relayed
+	s.log.Info("drained", "seconds", time.Since(start).Seconds())
+}
+
+// closeAll lets go of what wire opened; safe to call when only part of it is there.
+func (s *server) closeAll() {
+	for _, srv := range s.admin {
+		srv.Close()
+	}
+	for _, ln := range s.listeners {
+		ln.Close()
+	}
+	if s.writer != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		s.writer.Close(ctx)
+	}
+	if s.loops != nil {
+		s.loops.Close()
+	}
+	if err := s.engine.Close(); err != nil {
+		s.log.Error("queue: close", "error", err)
+	}
+}
+
+func (s *server) addresses() (all []string) {
+	for i, l := range s.cfg.Listen {
+		all = append(all, l.Protocol+" "+s.loops.Addr(i))
+	}
+	return all
+}
+
+// notReady is why no mail should be sent here now.
+func (s *server) notReady() (why []string) {
+	if s.draining.Load() {
+		why = append(why, "draining")
+	}
+	if err := s.writer.Room(); err != nil {
+		why = append(why, err.Error())
+	}
+	if s.engine.inspector != nil {
+		if alarm := s.engine.inspector.Stats().Alarm; alarm != "" {
+			why = append(why, alarm)
+		}
+	}
+	return why
+}
+
+func (s *server) queueStats() func() metrics.QueueStats {
+	if s.engine.inspector == nil {
+		return nil
+	}
+	return func() metrics.QueueStats {
+		st := s.engine.inspector.Stats()
+		return metrics.QueueStats{
+			Messages: st.Messages, Bytes: st.Bytes, Oldest: st.Oldest, Committed: st.Committed, Commits: st.Commits,
+			Syncs: st.Syncs, SyncErrors: st.SyncErrors, Damaged: st.Damaged, Segments: st.Segments, FreeBytes: st.FreeBytes,
+		}
+	}
+}
+
+// measured counts the batches of a backend.
+type measured struct {
+	queue.Backend
+	reg *metrics.Registry
+}
+
+func (m *measured) Commit(batch []*queue.Submission) {
+	start := time.Now()
+	n := len(batch)
+	m.Backend.Commit(batch)
+	m.reg.Batch(n, time.Since(start))
+}
+
+// newRegistry gives the metrics their words.
+func newRegistry(cfg *config.Config) *metrics.Registry {
+	v := readBuildInfo()
+	o := metrics.Options{
+		Version: v.Version, Revision: v.Revision,
+		ConnResults:  []string{loop.ConnAccepted: "accepted", loop.ConnOverLimit: "limit", loop.ConnDraining: "draining"},
+		Protocols:    []string{"SMTP", "ESMTP", "LMTP", "UTF8SMTP", "UTF8LMTP"},
+		RelayResults: []string{"delivered", "deferred", "failed"},
+		Events: []string{
+			loop.EventPaused: "paused", loop.EventStashFull: "stash_full", loop.EventSlowReader: "slow_reader",
+			loop.EventTimeout: "timeout", loop.EventPanic: "panic", loop.EventOrphan: "orphan",
+		},
+	}
+	for _, l := range cfg.Listen {
+		o.Listeners = append(o.Listeners, l.Name)
+	}
+	for st := range session.NumStages {
+		o.Stages = append(o.Stages, st.String())
+	}
+	for r := range session.NumReasons {
+		o.Reasons = append(o.Reasons, r.String())
+	}
+	for _, h := range cfg.Relay.NextHop {
+		o.NextHops = append(o.NextHops, h.String())
+	}
+	return metrics.New(o)
+}
+
+// meter lets the loops count in their own words.
+type meter struct{ reg *metrics.Registry }
+
+func (m meter) NewLoop() loop.LoopMeter { return loopMeter{m.reg.NewLoop()} }
+
+type loopMeter struct{ l *metrics.Loop }
+
+func (m loopMeter) Connection(listener int, r loop.ConnResult) { m.l.Connection(listener, int(r)) }
+func (m loopMeter) OpenConnections(listener int, delta int)    { m.l.Open(listener, delta) }
+func (m loopMeter) Reply(stage session.Stage, code uint16)     { m.l.Reply(int(stage), code) }
+func (m loopMeter) Event(e loop.Event)                         { m.l.Event(int(e)) }
+func (m loopMeter) Callback(d time.Duration)                   { m.l.Callback(d) }
+func (m loopMeter) Refusal(stage session.Stage, reason session.Reason, code uint16) {
+	m.l.Refusal(int(stage), int(reason), code)
+}
+func (m loopMeter) Message(protocol string, accepted bool, size int64, ack time.Duration) {
+	m.l.Message(protocol, accepted, size, ack)
+}
