@@ -22,6 +22,8 @@ type connections struct {
 	r    *Relay
 	hops []*hop // in order of preference
 
+	probe sync.Mutex // held by the leaser that waits for a next hop to come up; taken before mu
+
 	mu      sync.Mutex
 	idle    []*conn            // the one used last at the end: it is used next, so that surplus ones age
 	open    int                // idle, lent, and being dialled
@@ -306,6 +308,8 @@ func (p *connections) close() {
 // whenUp returns when messages may be leased, with the context to do so, which ends when the last next hop goes down. While all are
 // down it probes them itself.
 func (p *connections) whenUp(ctx context.Context) (leasing context.Context, err error) {
+	p.probe.Lock() // one leaser probes, the others wait here for what it finds
+	defer p.probe.Unlock()
 	for {
 		p.mu.Lock()
 		if !p.allDownLocked() {

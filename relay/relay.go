@@ -14,8 +14,7 @@
 //
 // # Goroutines
 //
-// Run's own goroutine leases, one message at a time, and starts a goroutine for each; at most Options.Connections of them run at
-// once. A delivery takes an idle connection, the one used last first, or dials; afterwards the connection goes back. So
+// A few goroutines lease and start one for each message; at most Options.Connections of them run at once. A delivery takes an idle connection, the one used last first, or dials; afterwards the connection goes back. So
 // one slow message at a time needs one connection, a backlog opens more, and idle ones end after Options.IdleTimeout.
 // Every network step has a deadline. All goroutines have ended when Run returns.
 //
@@ -24,7 +23,7 @@
 // The first next hop that is up gets the messages. One that can't be reached, or refuses at the greeting or EHLO, is passed over for
 // Options.MinBackoff, doubled with each further failure up to Options.MaxBackoff; then a single connection probes it. While
 // every next hop is down and no connection is left, nothing is leased: messages stay ready in the queue and burn no attempts, whether
-// they are ten or 100,000, and Run's goroutine alone probes until one next hop answers EHLO. Messages in hand when
+// they are ten or 100,000, and one goroutine probes until one next hop answers EHLO. Messages in hand when
 // the last next hop goes down are settled as pending.
 // A next hop that refuses further connections while some are open is not down but full: messages in hand wait for those.
 //
@@ -200,7 +199,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	reaping, stopReaping := context.WithCancel(ctx)
 	r.flights.Go(func() { r.conns.reap(reaping) })
 
-	err := r.lease(ctx)
+	err := r.leaseAll(ctx)
 
 	stopReaping()
 	grace := time.AfterFunc(r.o.Grace, r.cut)
@@ -215,9 +214,25 @@ func (r *Relay) Run(ctx context.Context) error {
 	return err
 }
 
-// lease takes messages and starts a delivery for each, until ctx ends or the source fails.
-func (r *Relay) lease(ctx context.Context) error {
+// maxLeasers is how many goroutines wait in Source.Lease. The source verifies a message while leasing it; with several, a large one
+// doesn't hold up the small ones behind it.
+const maxLeasers = 4
+
+// leaseAll runs the leasers until ctx ends or the source is closed, and gives the first one's reason.
+func (r *Relay) leaseAll(ctx context.Context) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	slots := make(chan struct{}, r.o.Connections)
+	var leasers sync.WaitGroup
+	for range min(maxLeasers, r.o.Connections) {
+		leasers.Go(func() { stop(r.lease(ctx, slots)) })
+	}
+	leasers.Wait()
+	return context.Cause(ctx)
+}
+
+// lease takes messages and starts a delivery for each, until ctx ends or the source is closed. A message in hand holds a slot.
+func (r *Relay) lease(ctx context.Context, slots chan struct{}) error {
 	for {
 		select {
 		case slots <- struct{}{}:
