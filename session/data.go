@@ -36,6 +36,8 @@ func (s *Session) bdat(arg []byte, now time.Time, out []byte) []byte {
 
 	s.chunkRefused = nil
 	switch {
+	case s.state == connected:
+		s.chunkRefused = &refuseSequence
 	case !s.sv.chunking || !s.extended:
 		s.chunkRefused = &refuseNotImplemented
 	case s.state == recipientsRefused:
