@@ -161,7 +161,7 @@ func TestDataScanTable(t *testing.T) {
 		{"Normalize keeps bare CR", "a\rb\r\n.\r\n", true, scanned{out: "a\rb\r\n", flags: DataBareCR, longest: 3, done: true}},
 		{"CR CR LF is a bare CR and a line end", "a\r\r\n.\r\n", true, scanned{out: "a\r\r\n", flags: DataBareCR, longest: 2, done: true}},
 		{"NULs are counted", "a\x00b\x00\r\n.\r\n", false, scanned{out: "a\x00b\x00\r\n", flags: DataNUL, nuls: 2, longest: 4, done: true}},
-		{"8-bit is flagged", "\xC3\xA9\r\n.\r\n", false, scanned{out: "\xC3\xA9\r\n", flags: Data8Bit, longest: 2, done: true}},
+		{"8-bit is kept", "\xC3\xA9\r\n.\r\n", false, scanned{out: "\xC3\xA9\r\n", longest: 2, done: true}},
 		{"998 bytes are a legal line, RFC 5321 §4.5.3.1.6", long + "\r\n.\r\n", false, scanned{out: long + "\r\n", longest: 998, done: true}},
 		{"the stuffed dot does not count", "." + long + "\r\n.\r\n", false, scanned{out: long + "\r\n", longest: 998, done: true}},
 		{"999 bytes are not", long + "x\r\n.\r\n", false, scanned{out: long + "x\r\n", flags: DataLongLine, longest: 999, done: true}},

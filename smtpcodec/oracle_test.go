@@ -40,9 +40,6 @@ func (d *byteScanner) scan(dst, in []byte) (out []byte, consumed int, done bool)
 			}
 			continue
 		}
-		if c >= 0x80 {
-			d.flags |= Data8Bit
-		}
 		if d.state == dataDotCR {
 			dst = append(dst, '\r') // was held back
 			d.line++
