@@ -234,7 +234,7 @@ func (l *loader) value(p place, in any, v reflect.Value) {
 
 const notBuilt = "not built yet"
 
-// same compares values. Unlike to reflect.DeepEqual, an empty list is a list that was not given.
+// same compares values. To it, unlike to reflect.DeepEqual, an empty list is a list that was not given.
 func same(a, b reflect.Value) bool {
 	switch {
 	case a.Kind() == reflect.Slice:
@@ -246,6 +246,8 @@ func same(a, b reflect.Value) bool {
 				return false
 			}
 		}
+		return true
+	case a.Kind() == reflect.Map && a.Len() == 0 && b.Len() == 0:
 		return true
 	case isTable(a.Type()):
 		return !slices.ContainsFunc(fieldsOf(a.Type()), func(f field) bool { return !same(a.Field(f.index), b.Field(f.index)) })
