@@ -16,7 +16,8 @@ const receivedDate = "Mon, 02 Jan 2006 15:04:05 +0000"
 //		for <rcpt@example.net>;
 //		Sun, 22 Nov 2026 08:00:39 +0000
 //
-// The for clause is left out when there are several recipients: it would tell each of them about the others (RFC 5321 §7.6).
+// The for clause is left out when there are several recipients: it may name only one (RFC 5321 §4.4), and would tell the others,
+// blind copies among them, about that one (RFC 5321 §7.2).
 // Nothing that a stranger chose can end the field, a comment or a line in it.
 func appendReceived(dst []byte, env *envelope.Envelope, hostname string) []byte {
 	dst = append(dst, "Received: from "...)

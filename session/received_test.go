@@ -43,7 +43,7 @@ func TestReceivedField(t *testing.T) {
 			"Received: from c.example ([192.0.2.7])" + rest + "\r\n\tfor <b@example.net>" + date},
 		{"unix socket", received(client("", "c.example", "ESMTP"), false, "b@example.net"),
 			"Received: from c.example" + rest + "\r\n\tfor <b@example.net>" + date},
-		{"two recipients, neither told (RFC 5321 §7.6)", received(client("192.0.2.7:1", "c.example", "ESMTP"), false, "b@x", "c@x"),
+		{"two recipients, neither told (RFC 5321 §7.2)", received(client("192.0.2.7:1", "c.example", "ESMTP"), false, "b@x", "c@x"),
 			"Received: from c.example ([192.0.2.7])" + rest + date},
 		{"UTF-8 without SMTPUTF8", received(client("192.0.2.7:1", "c.example", "ESMTP"), false, "é@x"),
 			"Received: from c.example ([192.0.2.7])" + rest + date},
