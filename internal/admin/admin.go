@@ -317,12 +317,16 @@ func (p patient) Write(b []byte) (int, error) {
 	return p.w.Write(b)
 }
 
+// counted knows whether anything has left.
 type counted struct {
 	io.Writer
 	n int64
 }
 
 func (c *counted) Write(b []byte) (int, error) {
+	if len(b) == 0 {
+		return 0, nil // would send the header
+	}
 	n, err := c.Writer.Write(b)
 	c.n += int64(n)
 	return n, err
