@@ -14,7 +14,7 @@ type DataFlags uint8
 const (
 	DataBareLF   DataFlags = 1 << iota // LF without CR before it (RFC 5321 §2.3.8)
 	DataBareCR                         // CR without LF after it (RFC 5321 §2.3.8)
-	DataNUL                            // RFC 5321 §4.5.2 allows it in no text, RFC 5322 §4 calls it obsolete
+	DataNUL                            // RFC 5321 §4.1.1.4 advises against controls, RFC 5322 §4 no longer allows this one
 	DataLongLine                       // a line over MaxTextLineBytes
 )
 
