@@ -76,7 +76,7 @@ func setDefault[T comparable](value *T, otherwise T) {
 // Server is what all sessions of a listener share: the options and every text that can be made beforehand. It is immutable and may
 // be used by any number of goroutines.
 type Server struct {
-	Options
+	Options          // with the defaults filled in; for reading only
 	greeting  []byte // the whole 220
 	ehlo      []byte // what stands before the client's name in the answer to EHLO or LHLO
 	ehloRest  []byte // and behind it: CRLF and all further lines
@@ -136,7 +136,7 @@ type Resources struct {
 	waste   []byte // where data is decoded that is thrown away
 }
 
-// maxIdleTransactions bounds the free list: 1,024 of some 300 bytes are 300 KiB per loop.
+// maxIdleTransactions bounds the free list: 1,024 of some 200 bytes are 200 KiB per loop.
 const maxIdleTransactions = 1024
 
 // wasteBytes is the piece in which refused data is decoded. Its content is never looked at.

@@ -58,8 +58,8 @@ func TestIdleSessionIsSmall(t *testing.T) {
 	if size := unsafe.Sizeof(Session{}); size > 256 {
 		t.Errorf("a Session has %d bytes, want at most 256", size)
 	}
-	if size := unsafe.Sizeof(transaction{}); size > 384 {
-		t.Errorf("a transaction has %d bytes, want at most 384", size)
+	if size := unsafe.Sizeof(transaction{}); size > 256 {
+		t.Errorf("a transaction has %d bytes, want at most 256", size)
 	}
 	s, _, budget := open(t, Options{})
 	s.Feed([]byte("EHLO client.example.com\r\n"), start, nil)
