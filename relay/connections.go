@@ -15,6 +15,8 @@ type hop struct {
 	until    time.Time // when down: time of the next probe; zero when up
 	probing  bool      // down, and a connection is being tried
 	last     error     // why it is down
+	open     int       // connections that have got as far as EHLO
+	full     bool      // down only in that it refused one more connection while some were open
 }
 
 // connections keeps the open connections, lends each to one delivery at a time, and knows which next hops are down.
@@ -58,10 +60,10 @@ func (p *connections) get(hard context.Context) (c *conn, kept bool, err error) 
 		}
 		p.mu.Lock()
 		switch {
-		case len(p.idle) > 0:
-			p.mu.Unlock()
+		case len(p.idle) > 0, slices.ContainsFunc(p.hops, func(h *hop) bool { return h.until.IsZero() }):
+			p.mu.Unlock() // something has changed since we looked
 			continue
-		case p.open == 0:
+		case p.allDownLocked():
 			p.mu.Unlock()
 			return nil, false, err
 		}
@@ -180,7 +182,8 @@ func (p *connections) mayDial(i int) (*hop, error) {
 func (p *connections) up(h *hop) {
 	p.mu.Lock()
 	wasDown := !h.until.IsZero()
-	h.until, h.probing = time.Time{}, false
+	h.until, h.probing, h.full = time.Time{}, false, false
+	h.open++
 	if wasDown {
 		p.wakeAllLocked()
 	}
@@ -203,15 +206,21 @@ func (p *connections) down(h *hop, err error, dialling bool) {
 	now := time.Now()
 	wait := time.Duration(0)
 	// Of many connections that fail together only the first counts: otherwise 32 at once would mean the longest back-off.
-	if h.until.IsZero() || h.probing {
+	probe := dialling && h.probing
+	if h.until.IsZero() || probe {
 		wait = min(p.r.o.MinBackoff<<min(h.failures, 16), p.r.o.MaxBackoff)
 		h.failures++
 		h.until = now.Add(wait)
 	}
-	h.probing, h.last = false, err
+	if probe {
+		h.probing = false
+		p.wakeAllLocked() // there is a new time to wait for, or nothing to wait for
+	}
+	h.last = err
 	if dialling {
 		p.open--
 	}
+	h.full = h.open > 0
 	p.checkDownLocked()
 	p.mu.Unlock()
 	if wait > 0 {
@@ -245,6 +254,7 @@ func (p *connections) drop(c *conn) {
 	c.close()
 	p.mu.Lock()
 	p.open--
+	c.hop.open--
 	p.checkDownLocked()
 	p.mu.Unlock()
 }
@@ -340,7 +350,7 @@ func (p *connections) allDownLocked() bool {
 		return false
 	}
 	for _, h := range p.hops {
-		if h.until.IsZero() {
+		if h.until.IsZero() || h.full {
 			return false
 		}
 	}
@@ -383,7 +393,7 @@ func (p *connections) state() (open, down int64, paused bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, h := range p.hops {
-		if !h.until.IsZero() {
+		if !h.until.IsZero() && !h.full {
 			down++
 		}
 	}

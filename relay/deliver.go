@@ -69,10 +69,10 @@ func (r *Relay) try(a *attempt) {
 			r.conns.purge(c.hop)
 			r.conns.release(c)
 		default:
+			r.conns.release(c)
 			if c.untried && r.hard.Err() == nil {
 				r.conns.down(c.hop, err, false) // a next hop that greets and then goes away is no better than one that is off
 			}
-			r.conns.release(c)
 			a.settleAll(queue.Pending, clean(err.Error()))
 		}
 	}

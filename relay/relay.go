@@ -25,7 +25,7 @@
 // every next hop is down and no connection is left, nothing is leased: messages stay ready in the queue and burn no attempts, whether
 // they are ten or 100,000, and one goroutine probes until one next hop answers EHLO. Messages in hand when
 // the last next hop goes down are settled as pending.
-// A next hop that refuses further connections while some are open is not down but full: messages in hand wait for those.
+// A next hop that refuses one more connection while some are open is not down but full: messages in hand wait for those.
 //
 // # Ownership
 //

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -874,6 +875,28 @@ func TestAllNextHopsDownPausesLeasing(t *testing.T) {
 	}
 	if s := g.relay.Stats(); s.LeasingPaused || s.NextHopsDown != 0 || s.Delivered != messages {
 		t.Errorf("%+v", s)
+	}
+}
+
+// A next hop that greets and then goes away is as good as down.
+func TestNextHopThatGreetsAndGoesAway(t *testing.T) {
+	hop := newHop(t)
+	hop.on(answer("MAIL", closeNow))
+	g := start(t, Options{Connections: 4, MinBackoff: time.Hour, MaxBackoff: time.Hour}, hop)
+	for range 100 {
+		g.src.add(mail("hello\r\n", "a@example.net"))
+	}
+	wantOutcomes(t, g.result(), "pending 451 4.4.")
+	for deadline := time.Now().Add(10 * time.Second); !g.relay.Stats().LeasingPaused; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatalf("leasing goes on: %+v", g.relay.Stats())
+		}
+	}
+	if n := hop.sessionCount(); n > 4 {
+		t.Errorf("%d connections", n)
+	}
+	if _, leased := g.src.counts(); leased > 8 {
+		t.Errorf("%d messages leased", leased)
 	}
 }
 
