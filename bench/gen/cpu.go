@@ -11,6 +11,28 @@ import (
 	"time"
 )
 
+// quietCPU waits until a process tree uses less than a hundredth of a core, then returns treeCPU. Work that a server
+// does ahead (fastedge zeroes segments before it needs them) or behind must neither be charged to a load that did not
+// cause it nor be forgotten. After limit it goes on regardless and says so.
+func quietCPU(root int, limit time.Duration) (time.Duration, error) {
+	const look = 300 * time.Millisecond
+	last, err := treeCPU(root)
+	for end := time.Now().Add(limit); err == nil; {
+		time.Sleep(look)
+		var now time.Duration
+		now, err = treeCPU(root)
+		if now-last < look/100 {
+			return now, err
+		}
+		last = now
+		if time.Now().After(end) {
+			fmt.Fprintf(os.Stderr, "gen: the server is still busy after %v\n", limit)
+			break
+		}
+	}
+	return last, err
+}
+
 // treeCPU returns the user and system time that a process, its living descendants and all descendants they have
 // waited for have used. Postfix spreads a message over several processes, some of them short-lived: only the whole
 // tree is a fair figure. Interrupts count for whom they interrupt; work that the kernel does in threads of its own

@@ -7,8 +7,9 @@
 // group, which smtp-source cannot. It believes replies by their first digit, keeps no ledger and sends the same
 // message again and again; whether mail was lost is not its business.
 //
-// With -watch PID it also reads the CPU time of that process and all its descendants just before the first
-// connection and again after the last one, so that the figure covers exactly the load (see cpu.go).
+// With -watch PID it also reads the CPU time of that process and all its descendants before the first connection and
+// after the last one, each time when the process has come to rest, so that the figure covers the load, what the load
+// left to do, and nothing else (see cpu.go).
 //
 // It imports nothing of fastedge, so that it can be pointed at any server.
 package main
@@ -39,7 +40,7 @@ func main() {
 	flag.IntVar(&o.sources, "sources", 1, "client addresses 127.0.0.1, 127.0.0.2 … to connect from; one gives out after some 28,000 ports")
 	flag.DurationVar(&o.timeout, "timeout", time.Minute, "give up after this long")
 	watch := flag.Int("watch", 0, "report the CPU time of this process and its descendants")
-	settle := flag.Duration("settle", 200*time.Millisecond, "wait this long after the load before reading the CPU time of -watch")
+	quiet := flag.Duration("quiet", 15*time.Second, "with -watch: wait at most this long, before and after the load, for the server to have nothing to do")
 	flag.Parse()
 
 	ap, err := netip.ParseAddrPort(*addr)
@@ -61,7 +62,7 @@ func main() {
 
 	var before time.Duration
 	if *watch != 0 {
-		if before, err = treeCPU(*watch); err != nil {
+		if before, err = quietCPU(*watch, *quiet); err != nil {
 			fail("-watch: %v", err)
 		}
 	}
@@ -78,8 +79,7 @@ func main() {
 	}
 	res := g.result()
 	if *watch != 0 {
-		time.Sleep(*settle)
-		after, err := treeCPU(*watch)
+		after, err := quietCPU(*watch, *quiet)
 		if err != nil {
 			fail("-watch: %v (did the server die?)", err)
 		}
