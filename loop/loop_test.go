@@ -168,14 +168,7 @@ func start(t *testing.T, change func(*Options, *session.Options)) *server {
 		s.release()
 		s.writer.Close(context.Background())
 	})
-	waitFor(t, "the port to open", func() bool {
-		c, err := net.Dial("tcp", s.Addr(0))
-		if err == nil {
-			c.Close()
-		}
-		return err == nil
-	})
-	waitFor(t, "the probe to be gone", func() bool { return s.Connections() == 0 })
+	s.WaitUp()
 	return s
 }
 
@@ -600,13 +593,6 @@ func TestUnixSocketAndTCPListenersServeTogether(t *testing.T) {
 		o.Listeners = append(o.Listeners,
 			Listener{Name: "lmtp", Network: "unix", Address: path, Session: session.NewServer(lmtp)},
 			Listener{Name: "second", Network: "tcp", Address: "127.0.0.1:0", Session: session.NewServer(second)})
-	})
-	waitFor(t, "the socket", func() bool {
-		c, err := net.Dial("unix", path)
-		if err == nil {
-			c.Close()
-		}
-		return err == nil
 	})
 	c := dial(t, "unix", path)
 	c.expect("220 mx.example.net LMTP")

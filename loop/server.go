@@ -186,6 +186,13 @@ func (s *Server) Serve() error {
 	return first
 }
 
+// WaitUp returns when every listener takes connections, or Serve has failed. Serve must have been called or be called by another goroutine.
+func (s *Server) WaitUp() {
+	for _, e := range s.engines {
+		<-e.booted
+	}
+}
+
 // Drain refuses new connections with 421, lets open transactions finish, answers 421 to everybody else, and returns when no
 // connection is left or with ctx's error. Serve goes on until Close.
 func (s *Server) Drain(ctx context.Context) error {

@@ -194,6 +194,7 @@ func (s *server) Run(ctx context.Context) error {
 			}
 		}
 	}()
+	s.loops.WaitUp()
 	s.log.Info("serving", "hostname", s.cfg.Hostname, "listeners", s.addresses(), "state_dir", s.cfg.StateDir,
 		"engine", s.cfg.Queue.Engine, "durability", s.cfg.Queue.Durability)
 
