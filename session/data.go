@@ -186,9 +186,9 @@ func (s *Session) endChunk(now time.Time, out []byte) []byte {
 	}
 	tx := s.tx
 	if s.chunkLast {
+		// Not into room: a message that just fills its chunks must not need one more to end.
 		var small [smallestRoom]byte
-		room := s.room(&small)
-		s.keep(room[:tx.scan.EndChunks(room)], &small)
+		s.keep(small[:tx.scan.EndChunks(small[:])], &small)
 	}
 	if why := s.verdict(); why != nil {
 		// RFC 3030 §2: the failed message is over. Further BDAT of it find no transaction and get 503.
