@@ -109,6 +109,9 @@ func (s *Session) command(line []byte, status smtpcodec.LineStatus, now time.Tim
 const maxHeloBytes = 255
 
 // ehlo answers EHLO and LHLO. Both reset the transaction, as RSET does (RFC 5321 §4.1.4).
+//
+// Deviation: RFC 5321 §4.1.1.1 begins the first line with the server's domain. The dialogue that this server is made after says
+// "Hello" and the client's name there; no client reads the word, and the domain stands in the greeting.
 func (s *Session) ehlo(arg []byte, now time.Time, out []byte) []byte {
 	if !s.greet(arg, true) {
 		return s.refuse(out, StageHelo, &refuseSyntax, arg)

@@ -18,6 +18,8 @@ type Options struct {
 	LMTP bool
 	// Normalize lets a bare LF end a command line and turns it into CRLF in message data, where it never ends the data. Otherwise,
 	// and for a bare CR always, a command or message that has one is refused.
+	//
+	// Deviation: RFC 5321 §2.3.8 knows no line end but CRLF. This is for clients that cannot be mended; it is off by default.
 	Normalize bool
 	// Hide lists EHLO keywords not to offer, in any case. What belongs to a hidden one is refused as if it did not exist.
 	Hide []string
