@@ -17,7 +17,7 @@ import (
 )
 
 // sink is a next hop that throws mail away: it looks at the first letter of a command and, in data, for the terminator.
-func sink(b *testing.B) string {
+func sink(b testing.TB) string {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)

@@ -325,7 +325,11 @@ func (c *conn) alive() bool {
 	if c.r0 != c.w0 {
 		return false
 	}
-	return c.raw == nil || silent(c.raw, c.peek[:])
+	if c.raw == nil {
+		return true
+	}
+	c.nc.SetReadDeadline(time.Time{}) // that of the last reply may have passed, and would look like an error
+	return silent(c.raw, c.peek[:])
 }
 
 // spent says that the connection has done its share.

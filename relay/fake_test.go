@@ -30,6 +30,9 @@ type fakeHop struct {
 	// greeting and "END" for the end of the message. A reply that starts with 421 closes. rcpts are those accepted so far.
 	script func(s *fakeSession, verb, line string) string
 
+	// cut closes a session when that many bytes of replies have been written; negative: never.
+	cut int
+
 	mu       sync.Mutex
 	sessions []*fakeSession
 	conns    map[net.Conn]bool
@@ -50,7 +53,6 @@ type fakeSession struct {
 	messages []fakeMessage
 	mail     string
 	rcpts    []string
-	ended    int // ENDs in this session
 }
 
 // fakeMessage is one that came to its end; data has the stuffing removed.
@@ -70,7 +72,7 @@ func newHopOn(t testing.TB, network, address string, offers ...string) *fakeHop 
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &fakeHop{t: t, ln: ln, offers: offers, conns: map[net.Conn]bool{}}
+	h := &fakeHop{t: t, ln: ln, offers: offers, cut: -1, conns: map[net.Conn]bool{}}
 	h.wg.Go(h.accept)
 	t.Cleanup(h.close)
 	return h
@@ -184,8 +186,11 @@ func (s *fakeSession) serve(nc net.Conn) {
 	h := s.hop
 	in := bufio.NewReaderSize(recorder{nc, s}, 64<<10)
 	h.mu.Lock()
-	lmtp := h.lmtp
+	lmtp, cut := h.lmtp, h.cut
 	h.mu.Unlock()
+	if cut < 0 {
+		cut = 1 << 30
+	}
 	// say writes the script's reply, or the usual one; false ends the session.
 	said := ""
 	say := func(verb, line, usual string) bool {
@@ -204,7 +209,13 @@ func (s *fakeSession) serve(nc net.Conn) {
 		case closeNow:
 			return false
 		}
-		_, err := io.WriteString(nc, said+"\r\n")
+		out := said + "\r\n"
+		if len(out) > cut {
+			io.WriteString(nc, out[:cut])
+			return false
+		}
+		cut -= len(out)
+		_, err := io.WriteString(nc, out)
 		return err == nil && !strings.HasPrefix(said, "421")
 	}
 	if !say("CONNECT", "", "220 fake ESMTP") {

@@ -1,10 +1,12 @@
 package relay
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"runtime"
@@ -579,6 +581,121 @@ func TestUnixSockets(t *testing.T) {
 			t.Errorf("%d sessions", n)
 		}
 	}
+}
+
+// The connection is cut after each byte that the next hop says: only a whole final reply delivers; whatever else happens, everyone
+// stays pending and the attempt ends.
+func TestConnectionCutAtEveryReplyByte(t *testing.T) {
+	for _, lmtp := range []bool{false, true} {
+		// The replies up to the end of the data, and to the first LMTP reply.
+		replies := "220 fake ESMTP\r\n" + ehlo([]string{"PIPELINING"}) + "\r\n250 2.1.0 sender ok\r\n250 2.1.5 recipient ok\r\n250 2.1.5 recipient ok\r\n354 go on\r\n"
+		first := len(replies) + len("250 2.0.0 taken\r\n")
+		last := first
+		if lmtp {
+			first = len(replies) + len("250 2.0.0 taken for TO:<a@example.net>\r\n")
+			last = first + len("250 2.0.0 taken for TO:<b@example.net>\r\n")
+		}
+		for cut := range last + 1 {
+			hop := newHop(t, "PIPELINING")
+			hop.speak(lmtp)
+			hop.mu.Lock()
+			hop.cut = cut
+			hop.mu.Unlock()
+			g := start(t, Options{MinBackoff: time.Hour, MaxBackoff: time.Hour}, hop)
+			r := g.deliver(mail("hello\r\n", "a@example.net", "b@example.net"))
+			want := []string{"pending 451 4.4.2", "pending 451 4.4.2"}
+			if cut >= first {
+				want[0] = "delivered 250 2.0.0 taken"
+			}
+			if cut >= last {
+				want[1] = "delivered 250 2.0.0 taken"
+			}
+			wantOutcomes(t, r, want...)
+			if t.Failed() {
+				t.Fatalf("lmtp %v, cut after %d of %d bytes", lmtp, cut, last)
+			}
+			g.stop()
+			hop.close()
+		}
+	}
+}
+
+// A message is never in memory: 64 MiB pass through two buffers.
+func TestLargeMessageIsStreamed(t *testing.T) {
+	const size = 64 << 20
+	block := ordinary(60 << 10)
+	n := size / len(block)
+	d := mail("", "a@example.net")
+	d.Size = int64(n * len(block))
+	d.Open = func() (io.ReadCloser, error) {
+		readers := make([]io.Reader, n)
+		for i := range readers {
+			readers[i] = bytes.NewReader(block)
+		}
+		return io.NopCloser(io.MultiReader(readers...)), nil
+	}
+	g := start(t, Options{NextHops: []NextHop{{Network: "tcp", Address: sink(t)}}})
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	wantOutcomes(t, g.deliver(d), "delivered")
+	runtime.ReadMemStats(&after)
+	if used := after.TotalAlloc - before.TotalAlloc; used > 2<<20 {
+		t.Errorf("%d bytes allocated for a message of %d", used, d.Size)
+	}
+	g.stop()
+}
+
+// 1,000 recipients whose replies are as long as replies may be: neither side waits for the other to read.
+func TestLongRepliesToALargeGroup(t *testing.T) {
+	hop := newHop(t, "PIPELINING", "LIMITS RCPTMAX=1000")
+	hop.on(answer("RCPT", "250 2.1.5 "+strings.Repeat("x", 500)))
+	g := start(t, Options{}, hop)
+	r := g.deliver(mail("hello\r\n", rcpts(1000)...))
+	for i, o := range r.outcomes {
+		if o.State != queue.Delivered {
+			t.Fatalf("recipient %d: %+v", i, o)
+		}
+	}
+}
+
+// A next hop that says anything at all: the attempt ends, every recipient has an outcome that can be shown, and nobody is delivered
+// unless a 354 or, with LMTP too, a 2yz was among what was said.
+func FuzzNextHopSays(f *testing.F) {
+	for _, said := range []string{
+		"220 x\r\n250 x\r\n250 x\r\n250 x\r\n250 x\r\n354 x\r\n250 x\r\n",
+		"220 x\r\n250-x\r\n250-PIPELINING\r\n250-CHUNKING\r\n250 LIMITS RCPTMAX=1\r\n250 x\r\n250 x\r\n250 x\r\n",
+		"220 x\r\n500 x\r\n250 x\r\n250 x\r\n550 5.1.1 x\r\n452 4.5.3 x\r\n", "421 x\r\n", "220-\r\n220\r\n", "\x00", "220 x\r\n250 SIZE 99999999999999999999\r\n",
+	} {
+		f.Add(said, false, "hello\r\n")
+		f.Add(said, true, "bare\nnewline")
+	}
+	f.Fuzz(func(t *testing.T, said string, lmtp bool, data string) {
+		src := newSource()
+		r, err := New(src, Options{NextHops: []NextHop{{LMTP: lmtp, Network: "tcp"}}, Hostname: "relay", Log: slog.New(slog.DiscardHandler),
+			Timeouts: uniformTimeouts(5 * time.Second), Dial: func(context.Context, string, string) (net.Conn, error) {
+				ours, theirs := net.Pipe()
+				go io.Copy(io.Discard, theirs)
+				go func() { io.WriteString(theirs, said); theirs.Close() }()
+				return ours, nil
+			}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.hard, r.cut = context.WithCancel(t.Context())
+		defer r.cut()
+		r.deliver(mail(data, "a@example.net", "b@example.net"))
+		r.conns.close()
+		r.flights.Wait()
+		res := <-src.results
+		for _, o := range res.outcomes {
+			if len(o.Reply) > maxOutcomeBytes || !printable([]byte(strings.ReplaceAll(o.Reply, " ", ""))) || o.Reply == "" {
+				t.Errorf("%+v", o)
+			}
+			if o.State == queue.Delivered && !strings.Contains(said, "\r\n2") {
+				t.Errorf("%+v after %q", o, said)
+			}
+		}
+	})
 }
 
 // A next hop that says why while the data is still coming, and closes.
