@@ -1,9 +1,10 @@
-// Report turns what bench/server and bench/idle measured into tables.
+// Report turns what bench/server, bench/idle and bench/packages measured into tables.
 //
 //	go run ./bench/report                      # write the tables of bench/results into README.md
 //	go run ./bench/report print FILE           # print the table of one result
 //	go run ./bench/report collect [-connections N] [-counter NAME] FACTS RUNS
-//	                                           # used by the scripts: runs, one JSON object a line, to a result
+//	go run ./bench/report gobench FACTS OUTPUT # used by the scripts: one JSON object for each run, or the output of
+//	                                           # go test -bench, to a result
 //
 // README.md says where a table goes with a pair of markers, each on a line of its own:
 //
@@ -61,25 +62,42 @@ func run(args []string) error {
 		if fl.NArg() != 2 {
 			return errors.New("usage: report collect [-connections N] [-counter NAME] FACTS RUNS")
 		}
-		facts, err := os.ReadFile(fl.Arg(0))
-		if err != nil {
-			return err
-		}
-		runs, err := os.ReadFile(fl.Arg(1))
-		if err != nil {
-			return err
-		}
-		res, err := collect(facts, runs)
+		res, err := fromFiles(fl.Arg(0), fl.Arg(1), collect)
 		if err != nil {
 			return err
 		}
 		res.Connections, res.Counter = *connections, *counter
-		enc := json.NewEncoder(os.Stdout)
-		enc.SetIndent("", "  ")
-		return enc.Encode(res)
+		return writeJSON(res)
+	case "gobench":
+		if len(args) != 3 {
+			return errors.New("usage: report gobench FACTS OUTPUT")
+		}
+		res, err := fromFiles(args[1], args[2], collectGo)
+		if err != nil {
+			return err
+		}
+		return writeJSON(res)
 	default:
-		return fmt.Errorf("unknown verb %q; want none, print or collect", verb)
+		return fmt.Errorf("unknown verb %q; want none, print, collect or gobench", verb)
 	}
+}
+
+func fromFiles(facts, runs string, collect func(facts, runs []byte) (result, error)) (result, error) {
+	f, err := os.ReadFile(facts)
+	if err != nil {
+		return result{}, err
+	}
+	r, err := os.ReadFile(runs)
+	if err != nil {
+		return result{}, err
+	}
+	return collect(f, r)
+}
+
+func writeJSON(res result) error {
+	enc := json.NewEncoder(os.Stdout)
+	enc.SetIndent("", "  ")
+	return enc.Encode(res)
 }
 
 func writeReadme(path, results string) error {

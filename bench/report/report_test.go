@@ -66,6 +66,19 @@ func TestCollectDividesAndLeavesFailedRunsOut(t *testing.T) {
 	}
 }
 
+func TestGoBenchmarksAreGathered(t *testing.T) {
+	const output = "goos: linux\npkg: github.com/fastedge/fastedge/smtpcodec\n" +
+		"BenchmarkScan/64KiB-2 \t 100\t 20000 ns/op\t 3000 MB/s\t 0 B/op\t 0 allocs/op\n" +
+		"BenchmarkScan/64KiB-2 \t 100\t 30000 ns/op\t 2000 MB/s\t 0 B/op\t 0 allocs/op\nPASS\nok x 1s\n"
+	res, err := collectGo([]byte(someFacts), []byte(output))
+	if err != nil || len(res.Rows) != 1 {
+		t.Fatal(err, res.Rows)
+	}
+	if table := res.table(); !strings.Contains(table, "| smtpcodec | Scan/64KiB | 25.0 µs | 2,500 | 0 ") {
+		t.Error(table)
+	}
+}
+
 func TestMarkersAreFilledOnceAndForAll(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "idle.json"), []byte(`{"rows":[{"server":"fastedge","rss_bytes":{"median":700,"min":700,"max":700}}]}`), 0o644); err != nil {

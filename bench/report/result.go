@@ -10,7 +10,7 @@ import (
 // result is one file of bench/results: where it was measured, and one row for each scenario and server.
 type result struct {
 	facts
-	Connections int    `json:"connections"`
+	Connections int    `json:"connections,omitempty"`
 	Counter     string `json:"counter,omitempty"` // perf or strace
 	Rows        []row  `json:"rows"`
 }
@@ -27,11 +27,12 @@ type facts struct {
 	Postfix     string `json:"postfix"`
 }
 
-// row is what one server did with one load. A unit is a message, or a session in the scenario "session".
+// row is what one server did with one load. A unit is a message, or a session in the scenario "session". For Go
+// benchmarks Scenario is the package and Server the benchmark's name.
 type row struct {
 	Scenario string `json:"scenario"`
 	Server   string `json:"server"`
-	Class    string `json:"class"`           // durable or discard
+	Class    string `json:"class,omitempty"` // durable or discard
 	Units    int    `json:"units,omitempty"` // in each run
 	Failed   int    `json:"failed_runs,omitempty"`
 
@@ -46,6 +47,8 @@ type row struct {
 	RSSBytes     *spread `json:"rss_bytes,omitempty"` // of each idle connection
 	PSSBytes     *spread `json:"pss_bytes,omitempty"`
 	RSSBeforeKiB *spread `json:"rss_before_kib,omitempty"` // of the whole server, before the connections
+
+	Metrics map[string]*spread `json:"metrics,omitempty"` // of a Go benchmark, by unit
 }
 
 // spread keeps every round, in the order they were run.

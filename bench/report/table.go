@@ -21,9 +21,12 @@ var scenarioNames = map[string]string{
 // table prints a result as Markdown that also reads well in a terminal.
 func (res *result) table() string {
 	var cells [][]string
-	if len(res.Rows) > 0 && res.Rows[0].RSSBytes != nil {
+	switch {
+	case len(res.Rows) > 0 && res.Rows[0].RSSBytes != nil:
 		cells = res.idleCells()
-	} else {
+	case len(res.Rows) > 0 && res.Rows[0].Metrics != nil:
+		cells = res.goCells()
+	default:
 		cells = res.serverCells()
 	}
 	return align(cells) + "\n" + res.caption() + "\n"
@@ -76,7 +79,7 @@ func (res *result) ratio(w row, server string) string {
 func (res *result) caption() string {
 	rounds := 0
 	for _, w := range res.Rows {
-		for _, s := range []*spread{w.CPUMicros, w.RSSBytes} {
+		for _, s := range []*spread{w.CPUMicros, w.RSSBytes, w.Metrics["ns/op"]} {
 			if s != nil {
 				rounds = max(rounds, len(s.Rounds))
 			}
@@ -86,12 +89,14 @@ func (res *result) caption() string {
 	if res.Uncommitted {
 		commit += " and uncommitted changes"
 	}
-	spread := fmt.Sprintf("medians of %d rounds (smallest–largest)", rounds)
+	s := fmt.Sprintf("Medians of %d rounds", rounds)
 	if rounds == 1 {
-		spread = "one round"
+		s = "One round"
 	}
-	s := fmt.Sprintf("%d connections, %s. %s, %d cores, %s, %s; %s",
-		res.Connections, spread, res.CPU, res.Cores, res.Kernel, res.FileSystem, res.Go)
+	if res.Connections > 0 { // not Go benchmarks, whose spread is not printed
+		s += fmt.Sprintf(" (smallest–largest), %d connections", res.Connections)
+	}
+	s += fmt.Sprintf(". %s, %d cores, %s, %s; %s", res.CPU, res.Cores, res.Kernel, res.FileSystem, res.Go)
 	ofPostfix := func(w row) bool { return w.Server == "postfix" || w.Server == "smtp-sink" }
 	if slices.ContainsFunc(res.Rows, ofPostfix) {
 		s += ", Postfix " + res.Postfix
