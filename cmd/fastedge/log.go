@@ -1,0 +1,113 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+
+	"github.com/fastedge/fastedge/internal/config"
+)
+
+// newLogger gives the logger that the configuration asks for, writing to out through a logWriter, which the caller closes last.
+func newLogger(c config.Log, out io.Writer) (*slog.Logger, *logWriter) {
+	w := newLogWriter(out, maxLogBacklogBytes)
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
+		panic("fastedge: log level passed the configuration's check: " + c.Level)
+	}
+	options := &slog.HandlerOptions{Level: level}
+	if c.Format == "text" || c.Format == "auto" && isTerminal(out) {
+		return slog.New(slog.NewTextHandler(w, options)), w
+	}
+	return slog.New(slog.NewJSONHandler(w, options)), w
+}
+
+// isTerminal tells a terminal from a pipe or file. /dev/null is a character device too.
+func isTerminal(w any) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	null, err := os.Stat(os.DevNull)
+	return err != nil || !os.SameFile(info, null)
+}
+
+// maxLogBacklogBytes is what may wait for a slow reader of the log: some 4,000 lines.
+const maxLogBacklogBytes = 1 << 20
+
+// logWriter lets event loops log: Write copies the line and returns, a goroutine writes it out. When more than max bytes wait, lines
+// are dropped and counted; blocking would stop every client of the loop because somebody paused a terminal.
+type logWriter struct {
+	out io.Writer
+	max int
+
+	mu      sync.Mutex
+	more    sync.Cond // there is something in waiting, or closed is set
+	waiting []byte
+	dropped uint64
+	closed  bool
+
+	done chan struct{}
+}
+
+func newLogWriter(out io.Writer, max int) *logWriter {
+	w := &logWriter{out: out, max: max, done: make(chan struct{})}
+	w.more.L = &w.mu
+	go w.run()
+	return w
+}
+
+// Write takes a whole line, or drops it. It never blocks and never fails.
+func (w *logWriter) Write(line []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed || len(w.waiting)+len(line) > w.max {
+		w.dropped++
+		return len(line), nil
+	}
+	if len(w.waiting) == 0 {
+		w.more.Signal()
+	}
+	w.waiting = append(w.waiting, line...)
+	return len(line), nil
+}
+
+func (w *logWriter) run() {
+	defer close(w.done)
+	var writing []byte
+	for {
+		w.mu.Lock()
+		for len(w.waiting) == 0 && !w.closed {
+			w.more.Wait()
+		}
+		if len(w.waiting) == 0 {
+			w.mu.Unlock()
+			return
+		}
+		w.waiting, writing = writing[:0], w.waiting
+		w.mu.Unlock()
+		w.out.Write(writing) // there is nowhere left to tell of an error
+	}
+}
+
+// Dropped counts the lines that were dropped.
+func (w *logWriter) Dropped() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.dropped
+}
+
+// Close writes what is waiting. Later lines are dropped.
+func (w *logWriter) Close() error {
+	w.mu.Lock()
+	w.closed = true
+	w.more.Signal()
+	w.mu.Unlock()
+	<-w.done
+	return nil
+}
