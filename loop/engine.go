@@ -54,9 +54,7 @@ func (x loopExecutor) execute(f func()) { _ = x.el.Execute(context.Background(),
 func (s *Server) newEngines() error {
 	tcp := &engine{srv: s, loops: s.o.Loops}
 	for i, l := range s.o.Listeners {
-		e := tcp
-		url := "tcp://" + l.Address
-		addr := l.Address
+		e, addr, url := tcp, l.Address, ""
 		switch l.Network {
 		case "tcp":
 			bound, hold, err := reserve(l.Address)

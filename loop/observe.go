@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"context"
 	"log/slog"
 	"time"
 
@@ -8,6 +9,9 @@ import (
 	"github.com/fastedge/fastedge/session"
 	"github.com/fastedge/fastedge/smtpcodec"
 )
+
+// noContext is what slog gets: nothing of a session ends with a context.
+var noContext = context.Background()
 
 // maxLoggedArg bounds what of a hostile argument stands in a log line, in bytes; the log's own encoder escapes it.
 const maxLoggedArg = 128
@@ -27,10 +31,10 @@ func (lp *loop) Refused(s *session.Session, stage session.Stage, r *smtpcodec.Re
 		return
 	}
 	c.logged |= bit
-	if !lp.log.Enabled(nil, slog.LevelInfo) {
+	if !lp.log.Enabled(noContext, slog.LevelInfo) {
 		return
 	}
-	lp.log.LogAttrs(nil, slog.LevelInfo, "refused",
+	lp.log.LogAttrs(noContext, slog.LevelInfo, "refused",
 		slog.String("session", c.id().String()),
 		slog.String("listener", c.name()),
 		slog.String("client", c.client()),
@@ -44,14 +48,14 @@ func (lp *loop) Refused(s *session.Session, stage session.Stage, r *smtpcodec.Re
 
 // logMessage writes the one line of a message.
 func (lp *loop) logMessage(c *conn, env *envelope.Envelope, err error) {
-	if !lp.log.Enabled(nil, slog.LevelInfo) {
+	if !lp.log.Enabled(noContext, slog.LevelInfo) {
 		return
 	}
 	event := "accepted"
 	if err != nil {
 		event = "deferred"
 	}
-	lp.log.LogAttrs(nil, slog.LevelInfo, event,
+	lp.log.LogAttrs(noContext, slog.LevelInfo, event,
 		slog.String("session", env.Client.Session.String()),
 		slog.String("msg", env.ID.String()),
 		slog.String("listener", env.Client.Listener),
@@ -67,7 +71,7 @@ func (lp *loop) logMessage(c *conn, env *envelope.Envelope, err error) {
 
 // logEnd tells of a session that we ended.
 func (lp *loop) logEnd(c *conn, why string) {
-	lp.log.LogAttrs(nil, slog.LevelInfo, "closed",
+	lp.log.LogAttrs(noContext, slog.LevelInfo, "closed",
 		slog.String("session", c.id().String()),
 		slog.String("listener", c.name()),
 		slog.String("client", c.client()),
