@@ -299,3 +299,23 @@ func TestChangedNamesKeys(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 }
+
+func TestWarnings(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                            "",
+		"queue.durability = \"os\"":   "queue.durability",
+		"queue.engine = \"discard\"":  "queue.engine",
+		"queue.min_free = \"511MiB\"": "queue.min_free",
+		"queue.min_free = \"512MiB\"": "",
+		"hostname = \"mx\"\ndomains.accept = [\"a.b\"]\n[[listen]]\naddress = \":25\"": "hostname",
+		"hostname = \"mx\"": "",
+	} {
+		var got []string
+		for _, w := range mustLoad(t, text, nil).Warnings() {
+			got = append(got, w.Key)
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%s: %v, want %s", text, got, want)
+		}
+	}
+}

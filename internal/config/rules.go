@@ -153,6 +153,10 @@ func (c *Config) Warnings() []Problem {
 	} else if c.Queue.Durability == "os" {
 		warn("queue.durability", "with os a power cut may lose acknowledged mail")
 	}
+	if c.Queue.Engine == "spool" && c.Queue.MinFree < c.Limits.Memory {
+		warn("queue.min_free", "%v is less than limits.memory (%v): the disk may fill up with messages that are on their way when it is reached",
+			c.Queue.MinFree, c.Limits.Memory)
+	}
 	open := slices.ContainsFunc(c.Listen, func(l Listener) bool { return !l.Address.IsLocal() })
 	if open && !strings.Contains(c.Hostname, ".") {
 		warn("hostname", "%q is no full name: other servers may distrust it (RFC 5321 §4.1.1.1)", c.Hostname)
