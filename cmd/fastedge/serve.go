@@ -31,6 +31,7 @@ func (c *serveCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
+	written := *cfg // what a reload is compared with; the machine may lower limits
 	warnings, busy, err := cfg.CheckMachine()
 	if err != nil {
 		return err
@@ -55,7 +56,7 @@ func (c *serveCmd) Run(a *app) error {
 	if isTerminal(a.stdout) {
 		banner(a.stdout, cfg)
 	}
-	return supervise(srv.Run, signals, func() { c.reload(a, cfg, logger) }, logger)
+	return supervise(srv.Run, signals, func() { c.reload(a, &written, logger) }, logger)
 }
 
 // errStopped is what a second signal ends in: open transactions were cut off.
@@ -87,13 +88,13 @@ func supervise(run func(context.Context) error, signals <-chan os.Signal, reload
 }
 
 // reload checks the configuration as it is on disk now. Nothing can be changed in flight yet, so it says what a restart would change.
-func (c *serveCmd) reload(a *app, running *config.Config, log *slog.Logger) {
+func (c *serveCmd) reload(a *app, old *config.Config, log *slog.Logger) {
 	fresh, err := c.load(a)
 	if err != nil {
 		log.Error("reload: configuration refused, the old one stays in force", "error", err.Error())
 		return
 	}
-	if changed := config.Changed(running, fresh); len(changed) > 0 {
+	if changed := config.Changed(old, fresh); len(changed) > 0 {
 		log.Warn("reload: these keys change with a restart only", "keys", changed)
 		return
 	}
