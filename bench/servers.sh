@@ -4,10 +4,10 @@
 # stop              ends it and removes what it stored
 # class NAME        durable: on disk before the 250; discard: thrown away
 #
-# Everything lives in $work, a temporary folder on the file system of $BENCH_DIR (default: the current folder), so
-# that all spools share one disk. Every process is started under timeout(1) and ended by its id, also on errors.
+# Everything lives in $work, a temporary folder in $BENCH_DIR (default: bench itself), so that all spools share one
+# disk. Every process is started under timeout(1) and ended by its id, also on errors.
 
-BENCH_DIR=${BENCH_DIR:-$PWD}
+BENCH_DIR=${BENCH_DIR:-$PWD/bench}
 SERVER_CORE=${SERVER_CORE:-0}
 GEN_CORE=${GEN_CORE:-1}
 RUN_LIMIT=${RUN_LIMIT:-120} # seconds that any one process may live
@@ -33,6 +33,10 @@ setup() {
 	max_connections=$(($(ulimit -n) - 2000))
 	[ "$max_connections" -le 20000 ] || max_connections=20000
 	[ "$(nproc)" -ge 2 ] || die "needs two cores, one for the server and one for the generator"
+	# Two at once would measure each other. The lock ends with the last process that inherited it.
+	need flock util-linux
+	exec 9<bench/servers.sh
+	flock -n 9 || die "another measurement is running"
 	work=$(mktemp -d "$BENCH_DIR/fastedge-bench.XXXXXX")
 	trap cleanup EXIT
 	trap 'exit 130' INT TERM
@@ -90,13 +94,17 @@ tree() {
 	for child in $(pgrep -P "$1"); do tree "$child"; done
 }
 
+answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
 start() {
 	local name=$1 port=$2 dir=$work/srv-$1 i
 	rm -rf "$dir"
 	mkdir "$dir"
+	# With SO_REUSEPORT, which fastedge uses, a second server would start and share the connections in silence.
+	! answers "$port" || die "something listens on port $port already; choose another with PORT="
 	"start_${name//-/_}" "$port" "$dir"
 	for i in $(seq 100); do
-		if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then return; fi
+		! answers "$port" || return 0
 		kill -0 "$root" 2>/dev/null || break
 		sleep 0.1
 	done

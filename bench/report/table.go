@@ -89,12 +89,15 @@ func (res *result) caption() string {
 	if res.Uncommitted {
 		commit += " and uncommitted changes"
 	}
-	s := fmt.Sprintf("Medians of %d rounds", rounds)
-	if rounds == 1 {
-		s = "One round"
+	s := "One round"
+	if rounds > 1 {
+		s = fmt.Sprintf("Medians of %d rounds", rounds)
+		if res.Connections > 0 { // the spread of Go benchmarks is not printed
+			s += " (smallest–largest)"
+		}
 	}
-	if res.Connections > 0 { // not Go benchmarks, whose spread is not printed
-		s += fmt.Sprintf(" (smallest–largest), %d connections", res.Connections)
+	if res.Connections > 0 {
+		s += fmt.Sprintf(", %d connections", res.Connections)
 	}
 	s += fmt.Sprintf(". %s, %d cores, %s, %s; %s", res.CPU, res.Cores, res.Kernel, res.FileSystem, res.Go)
 	ofPostfix := func(w row) bool { return w.Server == "postfix" || w.Server == "smtp-sink" }
