@@ -129,7 +129,7 @@ func (p *connections) takeIdle() *conn {
 func (p *connections) dial(ctx context.Context) (*conn, error) {
 	err := error(errAllDown)
 	for i := range p.hops {
-		h, why := p.mayDial(i)
+		h, probe, why := p.mayDial(i)
 		if h == nil {
 			if why != nil {
 				err = why
@@ -139,56 +139,63 @@ func (p *connections) dial(ctx context.Context) (*conn, error) {
 		c, dialErr := dialHop(ctx, p.r, h)
 		if dialErr == nil {
 			p.r.stats.connects.Add(1)
-			p.up(h)
+			p.up(h, probe)
 			return c, nil
 		}
 		if ctx.Err() != nil {
-			p.abandon(h)
+			p.abandon(h, probe)
 			return nil, errShutdown
 		}
 		err = dialErr
 		p.r.stats.connectErrors.Add(1)
-		p.down(h, dialErr, true)
+		p.down(h, dialErr, true, probe)
 	}
 	return nil, err
 }
 
 // abandon ends a dial that was cut short by our own shutdown: it says nothing about h.
-func (p *connections) abandon(h *hop) {
+func (p *connections) abandon(h *hop, probe bool) {
 	p.mu.Lock()
 	p.open--
-	h.probing = false
+	if probe {
+		h.probing = false
+	}
 	p.wakeAllLocked()
 	p.mu.Unlock()
 }
 
-// mayDial gives the ith next hop, counted as an open connection, unless it is down and left alone or being probed.
-func (p *connections) mayDial(i int) (*hop, error) {
+// mayDial gives the ith next hop, counted as an open connection, unless it is down and left alone or being probed. probe says that this
+// dial decides whether it is still down.
+func (p *connections) mayDial(i int) (h *hop, probe bool, why error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	h := p.hops[i]
+	h = p.hops[i]
 	if !h.until.IsZero() {
 		if h.probing || time.Now().Before(h.until) {
-			return nil, h.last
+			return nil, false, h.last
 		}
-		h.probing = true
+		h.probing, probe = true, true
 	}
 	p.open++
-	return h, nil
+	return h, probe, nil
 }
 
 // up says that h answered EHLO. Its row of failures goes on until it answers a MAIL, so that one that greets and then hangs up
 // is left alone for longer each time.
-func (p *connections) up(h *hop) {
+func (p *connections) up(h *hop, probe bool) {
 	p.mu.Lock()
-	wasDown := !h.until.IsZero()
-	h.until, h.probing, h.full = time.Time{}, false, false
 	h.open++
-	if wasDown {
+	switch {
+	case probe:
+		h.until, h.probing, h.full = time.Time{}, false, false
 		p.wakeAllLocked()
+	case !h.until.IsZero():
+		// It was dialled before another connection found h down, which may be the later news: the next probe decides. Until then h
+		// is full, as it has this connection.
+		h.full = true
 	}
 	p.mu.Unlock()
-	if wasDown {
+	if probe {
 		p.r.o.Log.Info("relay: next hop is up", "next_hop", h.name)
 	}
 }
@@ -200,13 +207,12 @@ func (p *connections) proven(h *hop) {
 	p.mu.Unlock()
 }
 
-// down says that h failed; dialling, that the connection being dialled is no more.
-func (p *connections) down(h *hop, err error, dialling bool) {
+// down says that h failed: while it was dialled, as a probe or not, or later.
+func (p *connections) down(h *hop, err error, dialling, probe bool) {
 	p.mu.Lock()
 	now := time.Now()
 	wait := time.Duration(0)
 	// Of many connections that fail together only the first counts: otherwise 32 at once would mean the longest back-off.
-	probe := dialling && h.probing
 	if h.until.IsZero() || probe {
 		wait = min(p.r.o.MinBackoff<<min(h.failures, 16), p.r.o.MaxBackoff)
 		h.failures++

@@ -71,7 +71,7 @@ func (r *Relay) try(a *attempt) {
 		default:
 			r.conns.release(c)
 			if c.untried && r.hard.Err() == nil {
-				r.conns.down(c.hop, err, false) // a next hop that greets and then goes away is no better than one that is off
+				r.conns.down(c.hop, err, false, false) // a next hop that greets and then goes away is no better than one that is off
 			}
 			a.settleAll(queue.Pending, clean(err.Error()))
 		}
@@ -93,6 +93,7 @@ func (r *Relay) settle(a *attempt, start time.Time) {
 			break
 		}
 	}
+	r.stats.attempts.Add(1)
 	id := d.Env.ID.String()
 	var err error
 	switch {
@@ -107,7 +108,6 @@ func (r *Relay) settle(a *attempt, start time.Time) {
 	default:
 		err = r.src.Settle(d, a.outcomes, next)
 	}
-	r.stats.attempts.Add(1)
 	if err != nil {
 		r.stats.settleErrors.Add(1)
 		r.o.Log.Error("relay: result not kept; the message may be handed on again", "message", id, "error", clean(err.Error()))

@@ -285,7 +285,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 
 // Stats are counters since New, and gauges. Recipients are counted for each attempt.
 type Stats struct {
-	Attempts      uint64 `json:"attempts"`       // deliveries settled
+	Attempts      uint64 `json:"attempts"`       // deliveries tried
 	Delivered     uint64 `json:"delivered"`      // recipients with a final 2yz
 	Deferred      uint64 `json:"deferred"`       // recipients left pending
 	Failed        uint64 `json:"failed"`         // recipients refused for good
