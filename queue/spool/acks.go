@@ -32,6 +32,7 @@ const (
 	ackMark                        // segment 8, end 8, markKind 4
 	ackBitmap                      // first seq 8, count 4, bits: the messages done in one segment
 	ackCounters                    // next seq 8, next segment 8
+	ackHole                        // segment 8, from 8, to 8: a stretch without intact records that has been reported
 )
 
 type markKind uint32
@@ -126,6 +127,14 @@ func (l *ackLog) markAs(number uint64, end int64, kind markKind) {
 	l.pending = binary.LittleEndian.AppendUint64(l.pending, number)
 	l.pending = binary.LittleEndian.AppendUint64(l.pending, uint64(end))
 	l.pending = binary.LittleEndian.AppendUint32(l.pending, uint32(kind))
+	l.finish(at)
+}
+
+func (l *ackLog) hole(seg *segment, g gap) {
+	at := l.begin(ackHole)
+	l.pending = binary.LittleEndian.AppendUint64(l.pending, seg.number)
+	l.pending = binary.LittleEndian.AppendUint64(l.pending, uint64(g.from))
+	l.pending = binary.LittleEndian.AppendUint64(l.pending, uint64(g.to))
 	l.finish(at)
 }
 
@@ -428,6 +437,9 @@ func (l *ackLog) rewrite() (err error) {
 	for _, seg := range segments {
 		s.mu.Lock()
 		l.mark(seg)
+		for _, g := range seg.holes {
+			l.hole(seg, g)
+		}
 		if seg.live < len(seg.msgs) {
 			l.bitmap(seg)
 		}
@@ -448,11 +460,8 @@ func (l *ackLog) rewrite() (err error) {
 	if err = put(b); err != nil {
 		return err
 	}
-	zeros := make([]byte, 64<<10)
-	for off := end; off < end+ackReserveBytes; off += int64(len(zeros)) {
-		if _, err = f.WriteAt(zeros, off); err != nil {
-			return err
-		}
+	if _, err = f.WriteAt(make([]byte, s.o.ackReserve), end); err != nil {
+		return err
 	}
 	if err = s.sync(f); err != nil {
 		return err
@@ -465,7 +474,7 @@ func (l *ackLog) rewrite() (err error) {
 	}
 	old, oldNumber := l.file, l.number
 	l.file, l.number, l.end, l.dirty = f, header.number, end, false
-	l.compactAt = max(ackCompactBytes, 4*end)
+	l.compactAt = max(s.o.ackCompact, 4*end)
 	s.mu.Lock()
 	l.behind, l.replaced = false, false
 	s.mu.Unlock()

@@ -56,7 +56,7 @@
 //	offset  width
 //	0       4      checksum of bytes 4 to 7+n
 //	4       3      payload length, n
-//	7       1      kind: 1 done, 2 state, 3 mark, 4 bitmap, 5 counters; acks.go has the payloads
+//	7       1      kind: 1 done, 2 state, 3 mark, 4 bitmap, 5 counters, 6 hole; acks.go has the payloads
 //	8       n      payload
 //
 // # How it is written

@@ -22,8 +22,18 @@ type mark struct {
 	kind markKind
 }
 
+// notes are what the ack log says about segments.
+type notes struct {
+	marks map[uint64]mark
+	holes map[uint64][]gap
+}
+
 // recover finds out what is in the directory. Nothing is removed before it is known to be of no use, and what can't be read is set
 // aside under another name, never taken for an empty file. No other goroutine knows s yet.
+//
+// What it sees may only be in the page cache of a process that was killed, and vanish, or come back, with the next power cut. So
+// everything that decides something is synced before Open returns, whatever the durability: a record that was cut off and came back
+// would share its sequence number with a later message, and be settled in its place.
 func (s *Spool) recover() error {
 	began := time.Now()
 	segments, logs, err := s.findFiles()
@@ -34,14 +44,19 @@ func (s *Spool) recover() error {
 	if err != nil {
 		return err
 	}
-	marks := map[uint64]mark{}
+	notes := notes{marks: map[uint64]mark{}, holes: map[uint64][]gap{}}
 	nextSeq := uint64(1)
 	_, skipped := scanAcks(acks, s.acks.seed, func(kind ackKind, p []byte) {
 		switch {
 		case kind == ackMark && len(p) == 20:
 			number := binary.LittleEndian.Uint64(p)
-			marks[number] = mark{int64(binary.LittleEndian.Uint64(p[8:])), markKind(binary.LittleEndian.Uint32(p[16:]))}
+			notes.marks[number] = mark{int64(binary.LittleEndian.Uint64(p[8:])), markKind(binary.LittleEndian.Uint32(p[16:]))}
 			s.nextSegment = max(s.nextSegment, number+1)
+		case kind == ackHole && len(p) == 24:
+			number := binary.LittleEndian.Uint64(p)
+			notes.holes[number] = append(notes.holes[number], gap{
+				int64(binary.LittleEndian.Uint64(p[8:])), int64(binary.LittleEndian.Uint64(p[16:])),
+			})
 		case kind == ackCounters && len(p) == 16:
 			nextSeq = max(nextSeq, binary.LittleEndian.Uint64(p))
 			s.nextSegment = max(s.nextSegment, binary.LittleEndian.Uint64(p[8:]))
@@ -50,11 +65,13 @@ func (s *Spool) recover() error {
 		}
 	})
 	if skipped > 0 {
-		s.o.Log.Error("spool: part of the ack log is damaged; messages settled there may be handed on again", "log", s.acks.number, "bytes", skipped)
-		s.stats.Damaged++
+		// A torn write of the last second, or damage: both cost no more than doing something twice.
+		s.o.Log.Warn("spool: part of the ack log is unreadable; messages settled there may be handed on again", "log", s.acks.number,
+			"bytes", skipped)
 	}
+	w := &window{}
 	for _, number := range segments {
-		if err := s.recoverSegment(number, marks); err != nil {
+		if err := s.recoverSegment(number, notes, w); err != nil {
 			return fmt.Errorf("segment %d: %w", number, err)
 		}
 	}
@@ -64,6 +81,9 @@ func (s *Spool) recover() error {
 	}
 	s.nextSeq.Store(nextSeq)
 	s.applyAcks(acks)
+	if err := s.o.FS.SyncDir(s.dir); err != nil {
+		return err
+	}
 	for _, seg := range slices.Clone(s.segments) {
 		for _, m := range seg.msgs {
 			if m != nil {
@@ -143,8 +163,11 @@ func (s *Spool) openAcks(logs []uint64) (content []byte, err error) {
 		if err == nil {
 			l.file, l.number, l.seed = f, number, h.seed()
 			end, _ := scanAcks(b, l.seed, func(ackKind, []byte) {})
-			l.end, l.compactAt = int64(end), max(ackCompactBytes, 4*int64(end))
+			l.end, l.compactAt = int64(end), max(s.o.ackCompact, 4*int64(end))
 			content = b
+			if err := f.SyncData(); err != nil {
+				return nil, err
+			}
 			continue
 		}
 		f.Close()
@@ -159,7 +182,7 @@ func (s *Spool) openAcks(logs []uint64) (content []byte, err error) {
 }
 
 // recoverSegment opens one segment and makes its index, or finds that it has no records and keeps it as a spare.
-func (s *Spool) recoverSegment(number uint64, marks map[uint64]mark) error {
+func (s *Spool) recoverSegment(number uint64, notes notes, w *window) error {
 	name := segmentName(number)
 	f, err := s.o.FS.Open(s.path(name))
 	if err != nil {
@@ -170,10 +193,10 @@ func (s *Spool) recoverSegment(number uint64, marks map[uint64]mark) error {
 		f.Close()
 		return err
 	}
-	w := &window{file: f, size: size}
+	w.reset(f, size)
 	block := slices.Clone(w.at(0, int(min(size, 2*fileHeaderBytes))))
 	h, err := parseFileHeader(block)
-	m, marked := marks[number]
+	m, marked := notes.marks[number]
 	if marked && m.kind == markGone {
 		s.leaving[number] = struct{}{}
 		s.keepEmpty(&segment{number: number, file: f, size: size})
@@ -214,7 +237,12 @@ func (s *Spool) recoverSegment(number uint64, marks map[uint64]mark) error {
 	} else {
 		seg.end = end
 	}
+	seg.holes = found.gaps
 	for _, g := range found.gaps {
+		if slices.Contains(notes.holes[number], g) {
+			continue
+		}
+		s.acks.hole(seg, g)
 		if g.from < durable {
 			s.stats.Damaged++
 			s.o.Log.Error("spool: a damaged record is skipped", "segment", number, "offset", g.from, "bytes", g.to-g.from, "claims", g.claim(w))
@@ -229,17 +257,22 @@ func (s *Spool) recoverSegment(number uint64, marks map[uint64]mark) error {
 	}
 	seg.sealed, seg.cut = true, marked && m.kind == markCut
 	s.addFound(seg, &found, durable)
-	if !sealed {
-		// What was found is now going to be called durable, also the part that only reached the page cache before the process ended.
-		if err := s.sync(f); err != nil {
-			s.trouble(fmt.Sprintf("segment %d can't be synced", number), err)
-		}
-		if f.Truncate(seg.end) == nil {
-			seg.size = seg.end
-		}
-		s.acks.mark(seg)
+	if sealed {
+		return nil
 	}
-	return nil
+	s.acks.mark(seg)
+	// What was begun behind the last record is cut off before the last page is filled up again, with zeros: a header there whose data
+	// never came must not be found next time.
+	if durable <= found.exact {
+		if err := f.Truncate(found.exact); err != nil {
+			return err
+		}
+	}
+	if err := f.Truncate(seg.end); err != nil {
+		return err
+	}
+	seg.size = seg.end
+	return f.SyncData()
 }
 
 // addFound makes the index of a segment.
@@ -367,7 +400,8 @@ type scanned struct {
 	msgs    []message // with an intact header, in order
 	bad     []int     // of them, those whose envelope or data is not what the header says
 	gaps    []gap     // between intact records
-	end     int64     // behind the last intact record, at a page
+	exact   int64     // behind the last intact record
+	end     int64     // the same, at a page
 	durable int64     // the latest batch began here, when all before it was durable
 }
 
@@ -375,6 +409,7 @@ type scanned struct {
 // there is no intact header it looks for one at each recordAlign up to limit.
 func scan(w *window, seed uint32, limit, checkFrom int64) (found scanned) {
 	found.end = min(fileHeaderBytes, limit)
+	found.exact = found.end
 	expected := int64(fileHeaderBytes) // where a record should be
 	for off := expected; off+recordHeaderBytes <= limit; {
 		b := w.at(off, recordHeaderBytes)
@@ -404,7 +439,7 @@ func scan(w *window, seed uint32, limit, checkFrom int64) (found scanned) {
 		w.far = h.size() > scanWindowBytes/16
 		off = h.next(off)
 		expected = off
-		found.end = roundUp(off, batchAlign)
+		found.exact, found.end = off, roundUp(off, batchAlign)
 	}
 	return found
 }
@@ -416,6 +451,11 @@ type window struct {
 	far  bool // the last record was long
 	buf  []byte
 	from int64 // of buf in the file
+}
+
+// reset makes w read another file.
+func (w *window) reset(file File, size int64) {
+	w.file, w.size, w.buf, w.far = file, size, w.buf[:0], false
 }
 
 // at gives n bytes at off, borrowed until the next call, or nil behind the end. What the disk does not give reads as zeros.

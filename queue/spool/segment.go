@@ -28,6 +28,7 @@ type segment struct {
 	pins     int        // readers without a lease
 	sealed   bool       // nothing will be appended
 	cut      bool       // sealed after a failure: what is behind end was never acknowledged
+	holes    []gap      // found at recovery and reported
 }
 
 func segmentName(number uint64) string { return fmt.Sprintf("%08d.seg", number) }

@@ -64,6 +64,8 @@ type Options struct {
 	manual bool
 	// spaceAge is how old an answer of statfs may be. Default 1 s.
 	spaceAge time.Duration
+	// ackCompact is ackCompactBytes, ackReserve is ackReserveBytes unless set.
+	ackCompact, ackReserve int64
 }
 
 const (
@@ -102,6 +104,12 @@ func (o *Options) defaults() {
 	}
 	if o.spaceAge == 0 {
 		o.spaceAge = time.Second
+	}
+	if o.ackCompact == 0 {
+		o.ackCompact = ackCompactBytes
+	}
+	if o.ackReserve == 0 {
+		o.ackReserve = ackReserveBytes
 	}
 }
 
