@@ -82,6 +82,9 @@ func NewMaker(clock *Clock) *Maker {
 	return &Maker{Clock: clock, list: envelope.NewList(pool.NewSharedList(64<<20, nil)), ids: envelope.NewIDSource(seed)}
 }
 
+// Chunks is the list that the data of its messages comes from.
+func (mk *Maker) Chunks() *pool.List { return mk.list.Chunks }
+
 // Submission makes a message of size bytes of data to rcpts recipients.
 func (mk *Maker) Submission(size, rcpts int) (*queue.Submission, Message) {
 	mk.n++
