@@ -68,7 +68,11 @@ type loop struct {
 	subs         []*queue.Submission
 	logErr       time.Time // when a queue error was last logged
 
-	conns atomic.Int64
+	lines        []byte // of messages, not handed over yet
+	logsMessages bool
+
+	conns    atomic.Int64
+	unlogged atomic.Bool // lines has something
 
 	mu      sync.Mutex
 	mailbox []task
@@ -108,6 +112,7 @@ func (s *Server) newLoop(ex executor) *loop {
 		Envelopes: envelope.NewList(pool.NewList(maxIdleChunkBytes, s.o.Budget)),
 		Observer:  lp,
 	}
+	lp.logsMessages = s.o.Lines != nil && s.log.Enabled(noContext, slog.LevelInfo)
 	lp.checkRoom()
 	return lp
 }
@@ -188,7 +193,7 @@ func (lp *loop) committed(sub *queue.Submission, now time.Time) {
 		lp.logQueueError(err, now)
 	}
 	c.suspended = false
-	lp.logMessage(c, env, err)
+	lp.logMessage(c, env, err, now)
 	r := refusal(err)
 	lp.meter.Message(env.Client.Protocol, err == nil, env.Size(), now.Sub(c.eod))
 	env.Release()
@@ -205,6 +210,7 @@ func (lp *loop) committed(sub *queue.Submission, now time.Time) {
 // tick lets time pass: deadlines, slow readers, room in the queue.
 func (lp *loop) tick(now time.Time) {
 	defer lp.recovered(nil)
+	lp.flushLines()
 	lp.checkRoom()
 	lp.wheel.advance(now, func(c *conn) { c.due(now) })
 	looked := lp.blocked

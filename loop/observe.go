@@ -46,27 +46,49 @@ func (lp *loop) Refused(s *session.Session, stage session.Stage, r *smtpcodec.Re
 	)
 }
 
-// logMessage writes the one line of a message.
-func (lp *loop) logMessage(c *conn, env *envelope.Envelope, err error) {
-	if !lp.log.Enabled(noContext, slog.LevelInfo) {
+// maxGatheredLines bytes of message lines are gathered before they are handed over; the tick hands over what is left.
+const maxGatheredLines = 16 << 10
+
+// logMessage writes the one line of a message. It is the only line that every message causes, so it goes round slog: 0.3 µs instead of 3,
+// and a hand-over for many lines instead of one each.
+func (lp *loop) logMessage(c *conn, env *envelope.Envelope, err error, now time.Time) {
+	if !lp.logsMessages {
 		return
 	}
-	event := "accepted"
+	f, event := lp.srv.o.LineFormat, "accepted"
 	if err != nil {
 		event = "deferred"
 	}
-	lp.log.LogAttrs(noContext, slog.LevelInfo, event,
-		slog.String("session", env.Client.Session.String()),
-		slog.String("msg", env.ID.String()),
-		slog.String("listener", env.Client.Listener),
-		slog.String("client", env.Client.Addr.Addr().String()),
-		slog.String("helo", string(env.Client.Helo)),
-		slog.String("proto", env.Client.Protocol),
-		slog.String("from", string(env.ReversePath)),
-		slog.Int("to_count", len(env.Recipients)),
-		slog.Int64("size", env.Size()),
-		slog.Float64("ms_ack", float64(time.Since(c.eod))/float64(time.Millisecond)),
-	)
+	b := f.Begin(lp.lines, now, "INFO", event)
+	b = f.Appended(b, "session", env.Client.Session.AppendTo)
+	b = f.Appended(b, "message", env.ID.AppendTo)
+	b = f.Word(b, "listener", env.Client.Listener)
+	if addr := env.Client.Addr.Addr(); addr.IsValid() {
+		b = f.Appended(b, "client", addr.AppendTo)
+	} else {
+		b = f.Word(b, "client", "unix")
+	}
+	b = f.Bytes(b, "helo", env.Client.Helo)
+	b = f.Word(b, "proto", env.Client.Protocol)
+	b = f.Bytes(b, "from", env.ReversePath)
+	b = f.Int(b, "to_count", int64(len(env.Recipients)))
+	b = f.Int(b, "size", env.Size())
+	b = f.Millis(b, "ms_ack", now.Sub(c.eod))
+	lp.lines = f.End(b)
+	if len(lp.lines) >= maxGatheredLines {
+		lp.flushLines()
+	} else {
+		lp.unlogged.Store(true)
+	}
+}
+
+// flushLines hands the gathered message lines over.
+func (lp *loop) flushLines() {
+	if len(lp.lines) > 0 {
+		lp.srv.o.Lines.Write(lp.lines)
+		lp.lines = lp.lines[:0]
+	}
+	lp.unlogged.Store(false)
 }
 
 // logEnd tells of a session that we ended.

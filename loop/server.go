@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"runtime"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/internal/logline"
 	"github.com/fastedge/fastedge/pool"
 	"github.com/fastedge/fastedge/queue"
 	"github.com/fastedge/fastedge/session"
@@ -50,9 +52,13 @@ type Options struct {
 	// UnreadTimeout is how long a client that owes reads may make no progress. Default 30 s.
 	UnreadTimeout time.Duration
 	// Tick is the resolution of all time limits. Default 250 ms.
-	Tick  time.Duration
-	Log   *slog.Logger
-	Meter Meter // may be nil
+	Tick time.Duration
+	Log  *slog.Logger
+	// Lines gets the line that every message causes, some at a time, in LineFormat. Its Write must take whole lines and not block, and
+	// may be called by all loops. nil: no such lines.
+	Lines      io.Writer
+	LineFormat logline.Format
+	Meter      Meter // may be nil
 }
 
 // Meter hands out the counters of one loop.
@@ -183,6 +189,9 @@ func (s *Server) Serve() error {
 			s.Close()
 		}
 	}
+	for _, lp := range *s.loops.Load() {
+		lp.flushLines() // nobody else touches a loop that has ended
+	}
 	return first
 }
 
@@ -232,7 +241,7 @@ func (s *Server) ticker(stop <-chan struct{}) {
 			return
 		case <-t.C:
 			for _, lp := range *s.loops.Load() {
-				if lp.conns.Load() > 0 {
+				if lp.conns.Load() > 0 || lp.unlogged.Load() {
 					lp.post(task{kind: taskTick})
 				}
 			}

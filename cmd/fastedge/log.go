@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/fastedge/fastedge/internal/config"
+	"github.com/fastedge/fastedge/internal/logline"
 )
 
 // newLogger gives the logger that the configuration asks for, writing to out through a logWriter, which the caller closes last.
@@ -18,6 +19,7 @@ func newLogger(c config.Log, out io.Writer) (*slog.Logger, *logWriter) {
 	}
 	options := &slog.HandlerOptions{Level: level}
 	if c.Format == "text" || c.Format == "auto" && isTerminal(out) {
+		w.format = logline.Text
 		return slog.New(slog.NewTextHandler(w, options)), w
 	}
 	return slog.New(slog.NewJSONHandler(w, options)), w
@@ -43,8 +45,9 @@ const maxLogBacklogBytes = 1 << 20
 // logWriter lets event loops log: Write copies the line and returns, a goroutine writes it out. When more than max bytes wait, lines
 // are dropped and counted; blocking would stop every client of the loop because somebody paused a terminal.
 type logWriter struct {
-	out io.Writer
-	max int
+	out    io.Writer
+	max    int
+	format logline.Format // of what is written here
 
 	mu      sync.Mutex
 	more    sync.Cond // there is something in waiting, or closed is set
@@ -62,7 +65,7 @@ func newLogWriter(out io.Writer, max int) *logWriter {
 	return w
 }
 
-// Write takes a whole line, or drops it. It never blocks and never fails.
+// Write takes whole lines, or drops them and counts one. It never blocks and never fails.
 func (w *logWriter) Write(line []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

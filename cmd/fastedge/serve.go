@@ -49,7 +49,7 @@ func (c *serveCmd) Run(a *app) error {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer signal.Stop(signals)
 
-	srv, err := wire(cfg, logger, logs.Dropped)
+	srv, err := wire(cfg, logger, logs)
 	if err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ type server struct {
 
 // wire builds the server and opens what it listens on. What can fail is tried here, so that a wrong start is an error and not half a
 // server.
-func wire(cfg *config.Config, log *slog.Logger, logDropped func() uint64) (_ *server, err error) {
+func wire(cfg *config.Config, log *slog.Logger, lines *logWriter) (_ *server, err error) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
@@ -69,7 +69,7 @@ func wire(cfg *config.Config, log *slog.Logger, logDropped func() uint64) (_ *se
 	reg := newRegistry(cfg)
 	s.writer = queue.NewWriter(&measured{s.engine.Backend, reg}, queue.Limits{MaxLinger: maxLinger})
 	budget := pool.NewBudget(int64(cfg.Limits.Memory))
-	if s.loops, err = newLoops(cfg, log, loops, s.writer, budget, reg); err != nil {
+	if s.loops, err = newLoops(cfg, log, lines, loops, s.writer, budget, reg); err != nil {
 		return nil, err
 	}
 	if err = s.newRelay(reg); err != nil {
@@ -80,12 +80,12 @@ func wire(cfg *config.Config, log *slog.Logger, logDropped func() uint64) (_ *se
 		HandoffPending: s.writer.Pending,
 		MemoryUsed:     budget.Used,
 		MemoryBudget:   int64(cfg.Limits.Memory),
-		LogDropped:     logDropped,
+		LogDropped:     lines.Dropped,
 	})
 	return s, s.newAdmin(reg)
 }
 
-func newLoops(cfg *config.Config, log *slog.Logger, n int, w *queue.Writer, budget *pool.Budget, reg *metrics.Registry) (*loop.Server, error) {
+func newLoops(cfg *config.Config, log *slog.Logger, lines *logWriter, n int, w *queue.Writer, budget *pool.Budget, reg *metrics.Registry) (*loop.Server, error) {
 	accept, err := policy.NewRelay(cfg.Domains.Accept)
 	if err != nil {
 		return nil, err
@@ -96,6 +96,8 @@ func newLoops(cfg *config.Config, log *slog.Logger, n int, w *queue.Writer, budg
 		Loops:          n,
 		MaxConnections: cfg.Limits.Connections,
 		Log:            log,
+		Lines:          lines,
+		LineFormat:     lines.format,
 		Meter:          meter{reg},
 	}
 	for _, l := range cfg.Listen {

@@ -19,6 +19,7 @@ var mayImport = map[string]string{
 	"pool":             "",
 	"smtpcodec":        "",
 	"internal/metrics": "",
+	"internal/logline": "",
 	// Level 1
 	"envelope": "pool",
 	"policy":   "smtpcodec",
@@ -32,7 +33,7 @@ var mayImport = map[string]string{
 	"internal/smtptest": "session smtpcodec envelope pool",
 	"internal/admin":    "queue envelope",
 	// Level 4
-	"loop": "session queue envelope policy pool smtpcodec",
+	"loop": "session queue envelope policy pool smtpcodec internal/logline",
 	// Level 5: cmd/fastedge builds everything, and it alone reads the configuration.
 	"internal/config": "",
 	"cmd/fastedge":    "*",
