@@ -52,6 +52,7 @@ func (s *Spool) index(seg *segment, msgs []message, end int64) {
 		s.segments = append(s.segments, seg)
 		seg.firstSeq = msgs[0].seq
 	}
+	s.written.Add(end - seg.end)
 	seg.end = end
 	for i := range msgs {
 		m := &msgs[i]

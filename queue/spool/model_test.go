@@ -19,8 +19,8 @@ import (
 
 var (
 	modelSeed  = flag.Uint64("spool.seed", 0, "run the model test with this seed only")
-	modelSteps = flag.Int("spool.steps", 400, "steps of the model test for each seed")
-	modelSeeds = flag.Int("spool.seeds", 40, "seeds of the model test")
+	modelSteps = flag.Int("spool.steps", 300, "steps of the model test for each seed")
+	modelSeeds = flag.Int("spool.seeds", 25, "seeds of the model test")
 )
 
 // record is what the model knows of one message.
@@ -57,7 +57,11 @@ func TestNothingAcknowledgedIsLost(t *testing.T) {
 				runModel(t, *modelSeed, d)
 				return
 			}
-			for seed := range *modelSeeds {
+			seeds := *modelSeeds
+			if testing.Short() {
+				seeds = min(seeds, 5)
+			}
+			for seed := range seeds {
 				if runModel(t, uint64(seed)+1, d); t.Failed() {
 					t.Fatalf("repeat with -spool.seed=%d", seed+1)
 				}

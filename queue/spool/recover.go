@@ -470,10 +470,10 @@ func (w *window) at(off int64, n int) []byte {
 	if w.far {
 		want = batchAlign
 	}
-	if cap(w.buf) == 0 {
-		w.buf = make([]byte, scanWindowBytes)
+	if whole := int(min(scanWindowBytes, w.size)); cap(w.buf) < whole {
+		w.buf = make([]byte, whole)
 	}
-	w.from, w.buf = off, w.buf[:min(int64(max(want, n)), w.size-off)]
+	w.from, w.buf = off, w.buf[:min(max(want, n), int(min(w.size-off, scanWindowBytes)))]
 	got, err := w.file.ReadAt(w.buf, off)
 	if got < n && err != nil && err != io.EOF {
 		// One bad sector must not hide the records around it.

@@ -3,6 +3,7 @@ package spool
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -190,7 +191,7 @@ func (s *Spool) prepareLoop() {
 		case <-s.prepareWake:
 		}
 		s.retireStep()
-		if err := s.prepareStep(); err != nil {
+		if err := s.prepareStep(); err != nil && !errors.Is(err, errStopped) {
 			s.o.Log.Warn("spool: no segment prepared; the next one will be slower", "err", err)
 			select {
 			case <-s.stop:
@@ -305,10 +306,13 @@ func (s *Spool) renew(old *segment) (*segment, error) {
 
 // zero writes zeros over the whole file behind its header, in slices with a pause as long as the slice took, so that commits keep
 // at least half of the disk.
+//
+// Zeros halve the time of a lone message's sync, but cost a second write of everything. With 256 messages in flight that was measured
+// as 4 to 5 us of CPU a record against 2.9 with space merely reserved, at no gain. So when mail comes in fast the rest is reserved.
 func (s *Spool) zero(f File) error {
 	zeros := make([]byte, 256<<10)
 	for off := int64(fileHeaderBytes); off < s.o.SegmentSize; {
-		began := time.Now()
+		began, written := time.Now(), s.written.Load()
 		for end := min(off+zeroSliceBytes, s.o.SegmentSize); off < end; {
 			n, err := f.WriteAt(zeros[:min(int64(len(zeros)), end-off)], off)
 			if err != nil {
@@ -326,6 +330,9 @@ func (s *Spool) zero(f File) error {
 		case <-s.stop:
 			return errStopped
 		case <-time.After(time.Since(began)):
+		}
+		if s.written.Load()-written > zeroSliceBytes/4 {
+			return f.Allocate(s.o.SegmentSize)
 		}
 	}
 	return nil

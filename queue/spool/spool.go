@@ -153,6 +153,7 @@ type Spool struct {
 
 	nextSeq   atomic.Uint64 // of the next record; only the committer moves it
 	live      atomic.Int64  // messages, for Room
+	written   atomic.Int64  // bytes committed, for the preparing goroutine
 	freeAsked atomic.Int64  // when, in nanoseconds since opened
 	freeBytes atomic.Int64
 	opened    time.Time
