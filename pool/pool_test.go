@@ -2,6 +2,7 @@ package pool
 
 import (
 	"bytes"
+	"hash/crc32"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -114,11 +115,14 @@ func TestChainGivesBackWhatWasAppended(t *testing.T) {
 		if !bytes.Equal(got, want) || ch.Len() != int64(len(want)) {
 			t.Fatalf("%d bytes in, %d out", len(want), len(got))
 		}
+		if ch.Sum() != crc32.Checksum(want, castagnoli) {
+			t.Fatalf("sum of %d bytes is %08x", len(want), ch.Sum())
+		}
 		if room := b.Used(); len(want) > 128<<10 && room > int64(len(want))*3/2+128<<10 {
 			t.Errorf("%d bytes held for a message of %d", room, len(want))
 		}
 		ch.Release()
-		if b.Used() != 0 || ch.Len() != 0 {
+		if b.Used() != 0 || ch.Len() != 0 || ch.Sum() != 0 {
 			t.Fatalf("%d bytes still out after Release", b.Used())
 		}
 	}
