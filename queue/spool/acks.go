@@ -392,7 +392,7 @@ func (l *ackLog) write(b []byte, sync bool) error {
 // The index is read one segment at a time; what changes meanwhile is appended behind, where it counts.
 func (l *ackLog) rewrite() (err error) {
 	s := l.s
-	header := fileHeader{kind: kindAcks, number: l.number + 1, salt: newSalt()}
+	header := fileHeader{kind: kindAcks, number: l.number + 1, salt: s.o.salt()}
 	name := s.path(ackName(header.number))
 	f, err := s.o.FS.Create(name + ".tmp")
 	if errors.Is(err, fs.ErrExist) { // of an attempt that failed

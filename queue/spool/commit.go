@@ -67,7 +67,7 @@ func (s *Spool) commitPart(batch []*queue.Submission) int {
 		if err = seg.file.SyncData(); err != nil {
 			// The kernel may have thrown the pages away and say yes the next time: whatever this sync was for is lost, and
 			// nothing that passes through this file's cache can be believed any more.
-			err = fmt.Errorf("spool: sync segment %d: %w", seg.number, err)
+			err = wrapWrite(fmt.Sprintf("sync segment %d", seg.number), err)
 			s.mu.Lock()
 			s.stats.SyncErrors++
 			s.mu.Unlock()

@@ -78,7 +78,7 @@ func (s *Spool) createSegment(size int64, fill func(File) error) (seg *segment, 
 	if err != nil {
 		return nil, fmt.Errorf("create segment %d: %w", number, err)
 	}
-	header := fileHeader{kind: kindSegment, number: number, salt: newSalt()}
+	header := fileHeader{kind: kindSegment, number: number, salt: s.o.salt()}
 	_, err = f.WriteAt(header.block(), 0)
 	if err == nil {
 		err = fill(f)
@@ -282,7 +282,7 @@ func (s *Spool) renew(old *segment) (*segment, error) {
 	number := s.nextSegment
 	s.nextSegment++
 	s.mu.Unlock()
-	header := fileHeader{kind: kindSegment, number: number, salt: newSalt()}
+	header := fileHeader{kind: kindSegment, number: number, salt: s.o.salt()}
 	err := s.o.FS.Rename(s.path(segmentName(old.number)), s.path(segmentName(number)))
 	if err != nil {
 		old.file.Close()

@@ -64,6 +64,8 @@ type Options struct {
 	manual bool
 	// spaceAge is how old an answer of statfs may be. Default 1 s.
 	spaceAge time.Duration
+	// salt is for tests that want the same bytes each time.
+	salt func() uint64
 	// ackCompact is ackCompactBytes, ackReserve is ackReserveBytes unless set.
 	ackCompact, ackReserve int64
 }
@@ -104,6 +106,9 @@ func (o *Options) defaults() {
 	}
 	if o.spaceAge == 0 {
 		o.spaceAge = time.Second
+	}
+	if o.salt == nil {
+		o.salt = newSalt
 	}
 	if o.ackCompact == 0 {
 		o.ackCompact = ackCompactBytes
