@@ -51,12 +51,7 @@ func wire(cfg *config.Config, log *slog.Logger, lines *logWriter) (_ *server, er
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	loops := runtime.NumCPU()
-	if os.Getenv("GOMAXPROCS") == "" {
-		// A loop that sleeps in epoll_wait and the writer in fdatasync keep their processor for a while: without spare ones the
-		// scheduler has to take it from them first.
-		runtime.GOMAXPROCS(loops + max(2, loops))
-	}
+	loops := runtime.NumCPU() // those that we may run on: a pinned process has fewer than the machine
 	s := &server{cfg: cfg, log: log}
 	if s.engine, err = openEngine(cfg, log); err != nil {
 		return nil, err
