@@ -67,7 +67,7 @@ func wire(cfg *config.Config, log *slog.Logger, lines *logWriter) (_ *server, er
 	if s.loops, err = newLoops(cfg, log, lines, loops, s.writer, budget, reg); err != nil {
 		return nil, err
 	}
-	if err = s.newRelay(reg); err != nil {
+	if err = s.newRelay(); err != nil {
 		return nil, err
 	}
 	reg.Watch(metrics.Sources{
@@ -76,6 +76,7 @@ func wire(cfg *config.Config, log *slog.Logger, lines *logWriter) (_ *server, er
 		MemoryUsed:     budget.Used,
 		MemoryBudget:   int64(cfg.Limits.Memory),
 		LogDropped:     lines.Dropped,
+		Relay:          s.relayStats(),
 	})
 	return s, s.newAdmin(reg)
 }
@@ -119,7 +120,7 @@ func newLoops(cfg *config.Config, log *slog.Logger, lines *logWriter, n int, w *
 	return loop.New(o)
 }
 
-func (s *server) newRelay(reg *metrics.Registry) (err error) {
+func (s *server) newRelay() (err error) {
 	if len(s.cfg.Relay.NextHop) == 0 || s.engine.source == nil {
 		return nil
 	}
@@ -128,6 +129,7 @@ func (s *server) newRelay(reg *metrics.Registry) (err error) {
 		Connections: s.cfg.Relay.Connections,
 		Retry:       s.cfg.Relay.Retry,
 		MaxAge:      s.cfg.Relay.MaxAge,
+		Grace:       s.cfg.Timeouts.Drain,
 		Log:         s.log,
 	}
 	for _, h := range s.cfg.Relay.NextHop {
@@ -281,6 +283,20 @@ func (s *server) queueStats() func() metrics.QueueStats {
 	}
 }
 
+func (s *server) relayStats() func() metrics.RelayStats {
+	if s.relay == nil {
+		return nil
+	}
+	return func() metrics.RelayStats {
+		st := s.relay.Stats()
+		return metrics.RelayStats{
+			Attempts: st.Attempts, Dead: st.Dead, Delivered: st.Delivered, Deferred: st.Deferred, Failed: st.Failed,
+			Connects: st.Connects, ConnectErrors: st.ConnectErrors, InFlight: st.InFlight, Connections: st.Connections,
+			NextHopsDown: st.NextHopsDown,
+		}
+	}
+}
+
 // measured counts the batches of a backend.
 type measured struct {
 	queue.Backend
@@ -301,7 +317,6 @@ func newRegistry(cfg *config.Config) *metrics.Registry {
 		Version: v.Version, Revision: v.Revision,
 		ConnResults:  []string{loop.ConnAccepted: "accepted", loop.ConnOverLimit: "limit", loop.ConnDraining: "draining"},
 		Protocols:    []string{"SMTP", "ESMTP", "LMTP", "UTF8SMTP", "UTF8LMTP"},
-		RelayResults: []string{"delivered", "deferred", "failed"},
 		Events: []string{
 			loop.EventPaused: "paused", loop.EventStashFull: "stash_full", loop.EventSlowReader: "slow_reader",
 			loop.EventTimeout: "timeout", loop.EventPanic: "panic", loop.EventOrphan: "orphan",
@@ -315,9 +330,6 @@ func newRegistry(cfg *config.Config) *metrics.Registry {
 	}
 	for r := range session.NumReasons {
 		o.Reasons = append(o.Reasons, r.String())
-	}
-	for _, h := range cfg.Relay.NextHop {
-		o.NextHops = append(o.NextHops, h.String())
 	}
 	return metrics.New(o)
 }

@@ -22,7 +22,9 @@ type collector struct {
 	spoolSegments, spoolCommitted, spoolCommits                 *prometheus.Desc
 	spoolSyncs, spoolSyncErrors, spoolDamaged                   *prometheus.Desc
 	loopConnections, loopSlowest, loopEvents                    *prometheus.Desc
-	poolBytes, memoryUsed, memoryBudget, logDropped             *prometheus.Desc
+	memoryUsed, memoryBudget, logDropped                        *prometheus.Desc
+	relayAttempts, relayDead, relayRecipients                   *prometheus.Desc
+	relayConnects, relayInFlight, relayConnections, relayDown   *prometheus.Desc
 
 	all []*prometheus.Desc
 }
@@ -56,10 +58,16 @@ func newCollector(r *Registry) *collector {
 	c.loopConnections = desc("loop_connections", "Connections open on one event loop.", "loop")
 	c.loopSlowest = desc("loop_callback_max_seconds", "Longest callback of the last one to two minutes.", "loop")
 	c.loopEvents = desc("loop_events_total", "Rare events of the event loops.", "event")
-	c.poolBytes = desc("pool_bytes", "Bytes held by recycled buffers.")
 	c.memoryUsed = desc("memory_used_bytes", "Message bytes in memory that are not yet durable.")
 	c.memoryBudget = desc("memory_budget_bytes", "The bound of memory_used_bytes: limits.memory.")
 	c.logDropped = desc("log_dropped_total", "Log lines dropped because the log could not be written fast enough.")
+	c.relayAttempts = desc("relay_attempts_total", "Attempts to hand a message on.")
+	c.relayDead = desc("relay_dead_total", "Messages given up: too old, or damaged.")
+	c.relayRecipients = desc("relay_recipients_total", "Recipients by what an attempt brought them.", "result")
+	c.relayConnects = desc("relay_connects_total", "Connections to next hops, by whether they got as far as EHLO.", "result")
+	c.relayInFlight = desc("relay_in_flight", "Messages being handed on now.")
+	c.relayConnections = desc("relay_connections", "Connections to next hops open now.")
+	c.relayDown = desc("relay_next_hops_down", "Next hops that are passed over now.")
 	return c
 }
 
@@ -162,9 +170,6 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		counter(c.spoolSyncErrors, q.SyncErrors)
 		counter(c.spoolDamaged, q.Damaged)
 	}
-	if sources.PoolBytes != nil {
-		gauge(c.poolBytes, float64(sources.PoolBytes()))
-	}
 	if sources.MemoryUsed != nil {
 		gauge(c.memoryUsed, float64(sources.MemoryUsed()))
 	}
@@ -173,6 +178,19 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	if sources.LogDropped != nil {
 		counter(c.logDropped, sources.LogDropped())
+	}
+	if sources.Relay != nil {
+		st := sources.Relay()
+		counter(c.relayAttempts, st.Attempts)
+		counter(c.relayDead, st.Dead)
+		counter(c.relayRecipients, st.Delivered, "delivered")
+		counter(c.relayRecipients, st.Deferred, "deferred")
+		counter(c.relayRecipients, st.Failed, "failed")
+		counter(c.relayConnects, st.Connects, "ok")
+		counter(c.relayConnects, st.ConnectErrors, "error")
+		gauge(c.relayInFlight, float64(st.InFlight))
+		gauge(c.relayConnections, float64(st.Connections))
+		gauge(c.relayDown, float64(st.NextHopsDown))
 	}
 }
 

@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -35,9 +34,6 @@ type Options struct {
 	Reasons     []string // why something is refused
 	Protocols   []string // RFC 3848 words as envelopes have them: SMTP, ESMTP, LMTP
 	Events      []string // rare events of loops
-
-	NextHops     []string
-	RelayResults []string // what an attempt ends with: delivered, deferred, failed
 }
 
 // QueueStats is what the queue says of itself; it mirrors queue.Stats.
@@ -58,10 +54,19 @@ type QueueStats struct {
 type Sources struct {
 	Queue          func() QueueStats
 	HandoffPending func() (messages int, bytes int64)
-	PoolBytes      func() int64 // held by recycled buffers
 	MemoryUsed     func() int64 // message bytes not yet durable
 	MemoryBudget   int64        // limits.memory
 	LogDropped     func() uint64
+	Relay          func() RelayStats
+}
+
+// RelayStats is what the relay says of itself; it mirrors relay.Stats.
+type RelayStats struct {
+	Attempts, Dead              uint64
+	Delivered, Deferred, Failed uint64 // recipients
+	Connects, ConnectErrors     uint64
+	InFlight, Connections       int64
+	NextHopsDown                int64
 }
 
 // Registry holds all metrics of one server. Its methods may be called from any goroutine.
@@ -76,7 +81,6 @@ type Registry struct {
 
 	batchMessages prometheus.Histogram
 	batchSeconds  prometheus.Histogram
-	relayAttempts *prometheus.CounterVec
 }
 
 // New makes a registry with every label value at 0.
@@ -90,20 +94,12 @@ func New(o Options) *Registry {
 		Name: "fastedge_handoff_batch_seconds", Help: "Duration of one commit.",
 		Buckets: secondsOf(ackBounds[:]),
 	})
-	r.relayAttempts = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "fastedge_relay_attempts_total", Help: "Attempts to hand a message on.",
-	}, []string{"next_hop", "result"})
-	for _, hop := range o.NextHops {
-		for _, result := range o.RelayResults {
-			r.relayAttempts.WithLabelValues(hop, result)
-		}
-	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "fastedge_build_info", Help: "Always 1; the labels say what is running.",
 		ConstLabels: prometheus.Labels{"version": o.Version, "revision": o.Revision, "goversion": runtime.Version()},
 	})
 	build.Set(1)
-	r.prom.MustRegister(r.batchMessages, r.batchSeconds, r.relayAttempts, build, newCollector(r),
+	r.prom.MustRegister(r.batchMessages, r.batchSeconds, build, newCollector(r),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }
@@ -119,13 +115,6 @@ func (r *Registry) Watch(s Sources) {
 func (r *Registry) Batch(messages int, d time.Duration) {
 	r.batchMessages.Observe(float64(messages))
 	r.batchSeconds.Observe(d.Seconds())
-}
-
-// RelayAttempt counts one attempt; hop and result are words of Options, others are not counted.
-func (r *Registry) RelayAttempt(hop, result string) {
-	if slices.Contains(r.o.NextHops, hop) && slices.Contains(r.o.RelayResults, result) {
-		r.relayAttempts.WithLabelValues(hop, result).Inc()
-	}
 }
 
 // Handler serves the metrics. log gets what goes wrong in a scrape; it may be nil.
