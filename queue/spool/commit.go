@@ -162,10 +162,7 @@ func (s *Spool) encode(seg *segment, batch []*queue.Submission) (msgs []message,
 		}
 		content := contentSeed(seg.seed, h.seq)
 		h.envCRC = crc32.Update(content, castagnoli, binary)
-		h.bodyCRC = crc32.Update(content, castagnoli, env.Trace)
-		for c := env.Data.First(); c != nil; c = c.Next() {
-			h.bodyCRC = crc32.Update(h.bodyCRC, castagnoli, c.Bytes())
-		}
+		h.bodyCRC = bodySum(crc32.Update(content, castagnoli, env.Trace), env.Data.Sum())
 		out = h.appendTo(out, seg.seed)
 		out = append(out, binary...)
 		out = append(out, env.Trace...)

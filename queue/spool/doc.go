@@ -44,7 +44,7 @@
 //	36      4      trace field length, t
 //	40      8      data length, d
 //	48      4      checksum of the envelope, started with the sequence number
-//	52      4      checksum of trace field and data, started with the sequence number
+//	52      4      checksum of the trace field and of 4 bytes, the data's own checksum; started with the sequence number
 //	56      4      where the batch starts, in units of 4096: all before was durable when this was written
 //	60      4      1 on the last record of a batch, else 0
 //	64      e      envelope (envelope.AppendBinary)

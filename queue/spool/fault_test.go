@@ -281,8 +281,8 @@ func TestAnImageOfARecordInAMessageIsNoRecord(t *testing.T) {
 	for salt := range uint64(3) {
 		seed := fileHeader{kind: kindSegment, number: 1, salt: salt}.seed()
 		h := recordHeader{seq: 2, id: forged.ID, envBytes: uint32(len(env)), batch: 1}
-		h.bodyCRC = contentSeed(seed, h.seq)
-		h.envCRC = crc32.Update(h.bodyCRC, castagnoli, env)
+		h.bodyCRC = bodySum(contentSeed(seed, h.seq), 0)
+		h.envCRC = crc32.Update(contentSeed(seed, h.seq), castagnoli, env)
 		image := append(h.appendTo(nil, seed), env...)
 		for range 64 { // at each offset to the alignment
 			sub.Env.Data.Append(fx.maker.Chunks(), append(image, 0))
@@ -551,6 +551,15 @@ func TestAFinishedSegmentStaysFinished(t *testing.T) {
 	fx.open(fx.fs.Crash())
 	if n := fx.live.Load(); n != 0 {
 		t.Errorf("%d messages came back", n)
+	}
+}
+
+func TestUpdateWordIsTheChecksumOfItsBytes(t *testing.T) {
+	for _, v := range []uint32{0, 1, 0x01020304, 0xFFFFFFFF} {
+		want := crc32.Update(77, castagnoli, binary.LittleEndian.AppendUint32(nil, v))
+		if got := updateWord(77, v); got != want {
+			t.Errorf("%#x: %#x, want %#x", v, got, want)
+		}
 	}
 }
 

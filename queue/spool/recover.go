@@ -492,8 +492,7 @@ func (w *window) at(off int64, n int) []byte {
 func (w *window) intact(h *recordHeader, off int64, seed uint32) bool {
 	w.far = false
 	content := contentSeed(seed, h.seq)
-	sum := func(from, n int64) (uint32, bool) {
-		crc := content
+	sum := func(crc uint32, from, n int64) (uint32, bool) {
 		for n > 0 {
 			piece := min(n, scanWindowBytes/4)
 			b := w.at(from, int(piece))
@@ -507,12 +506,17 @@ func (w *window) intact(h *recordHeader, off int64, seed uint32) bool {
 		return crc, true
 	}
 	off += recordHeaderBytes
-	crc, ok := sum(off, int64(h.envBytes))
-	if !ok || crc != h.envCRC {
+	env, ok := sum(content, off, int64(h.envBytes))
+	if !ok || env != h.envCRC {
 		return false
 	}
-	crc, ok = sum(off+int64(h.envBytes), int64(h.traceBytes)+int64(h.dataBytes))
-	return ok && crc == h.bodyCRC
+	off += int64(h.envBytes)
+	trace, ok := sum(content, off, int64(h.traceBytes))
+	if !ok {
+		return false
+	}
+	data, ok := sum(0, off+int64(h.traceBytes), int64(h.dataBytes))
+	return ok && bodySum(trace, data) == h.bodyCRC
 }
 
 func allZero(b []byte) bool {

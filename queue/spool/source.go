@@ -139,20 +139,21 @@ func (s *Spool) verify(m *message) (*envelope.Envelope, func() (io.ReadCloser, e
 	if err != nil {
 		return nil, nil, err
 	}
-	sum := &bodyReader{seg: m.seg, off: m.bodyOffset(), left: m.size(), crc: contentSeed(m.seg.seed, m.seq), want: h.bodyCRC}
+	seed := contentSeed(m.seg.seed, m.seq)
 	if m.size() <= smallRecordBytes {
-		if crc32.Update(sum.crc, castagnoli, body) != h.bodyCRC {
+		if bodySum(crc32.Update(seed, castagnoli, env.Trace), crc32.Checksum(body[m.traceBytes:], castagnoli)) != h.bodyCRC {
 			return nil, nil, damage{"message data"}
 		}
 		return env, func() (io.ReadCloser, error) { return memoryReader{bytes.NewReader(body)}, nil }, nil
 	}
 	// A long message is read twice: once now, once by the caller. The second reading is summed as well, and ends with an error in
 	// place of EOF when the disk has changed its mind.
-	pass := *sum
+	whole := bodyReader{seg: m.seg, off: m.bodyOffset(), trace: int64(m.traceBytes), left: m.size(), traceSum: seed, want: h.bodyCRC}
+	pass := whole
 	if _, err := pass.WriteTo(io.Discard); err != nil {
 		return nil, nil, err
 	}
-	return env, func() (io.ReadCloser, error) { again := *sum; return &again, nil }, nil
+	return env, func() (io.ReadCloser, error) { again := whole; return &again, nil }, nil
 }
 
 func (m *message) bodyOffset() int64 { return m.off + recordHeaderBytes + int64(m.envBytes) }
@@ -195,22 +196,27 @@ func (memoryReader) Close() error { return nil }
 
 // bodyReader reads trace field and data of a record from disk and sums what it gives.
 type bodyReader struct {
-	seg  *segment
-	off  int64
-	left int64
-	crc  uint32
-	want uint32
+	seg      *segment
+	off      int64
+	trace    int64 // bytes of the trace field still to come
+	left     int64 // bytes of both
+	traceSum uint32
+	dataSum  uint32
+	want     uint32
 }
 
 func (r *bodyReader) Read(p []byte) (int, error) {
 	if r.left == 0 {
-		if r.crc != r.want {
+		if bodySum(r.traceSum, r.dataSum) != r.want {
 			return 0, damage{"message data"}
 		}
 		return 0, io.EOF
 	}
 	n, err := r.seg.file.ReadAt(p[:min(int64(len(p)), r.left)], r.off)
-	r.crc = crc32.Update(r.crc, castagnoli, p[:n])
+	of := min(r.trace, int64(n))
+	r.trace -= of
+	r.traceSum = crc32.Update(r.traceSum, castagnoli, p[:of])
+	r.dataSum = crc32.Update(r.dataSum, castagnoli, p[of:n])
 	r.off += int64(n)
 	r.left -= int64(n)
 	if n > 0 {
