@@ -6,9 +6,11 @@ import (
 	"io/fs"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 )
@@ -200,7 +202,7 @@ func (c *crashFS) Create(name string) (File, error) {
 	}
 	f := &inode{name: filepath.Base(name)}
 	c.do(dirOp{name: name, file: f})
-	return &crashFile{c, f}, nil
+	return &crashFile{c: c, f: f}, nil
 }
 
 func (c *crashFS) Open(name string) (File, error) {
@@ -209,7 +211,7 @@ func (c *crashFS) Open(name string) (File, error) {
 	}
 	defer c.mu.Unlock()
 	if f := c.files[name]; f != nil {
-		return &crashFile{c, f}, nil
+		return &crashFile{c: c, f: f}, nil
 	}
 	return nil, fs.ErrNotExist
 }
@@ -276,11 +278,15 @@ func (c *crashFS) Free(string) (int64, error) {
 
 // crashFile is an open file of a crashFS.
 type crashFile struct {
-	c *crashFS
-	f *inode
+	c      *crashFS
+	f      *inode
+	closed atomic.Bool
 }
 
 func (f *crashFile) ReadAt(p []byte, off int64) (int, error) {
+	if f.closed.Load() {
+		return 0, os.ErrClosed
+	}
 	if err := f.c.enter(); err != nil {
 		return 0, err
 	}
@@ -362,6 +368,7 @@ func (f *crashFile) Truncate(size int64) error {
 }
 
 func (f *crashFile) Allocate(int64) error { return nil }
+func (f *crashFile) Forget(int64, int64)  {}
 
 func (f *crashFile) Size() (int64, error) {
 	if err := f.c.enter(); err != nil {
@@ -371,7 +378,7 @@ func (f *crashFile) Size() (int64, error) {
 	return int64(len(f.f.data)), nil
 }
 
-func (f *crashFile) Close() error { return nil }
+func (f *crashFile) Close() error { f.closed.Store(true); return nil }
 
 func TestCrashKeepsWhatWasSyncedAndMayLoseTheRest(t *testing.T) {
 	lost, kept, torn := 0, 0, 0

@@ -65,6 +65,9 @@
 // zeros before, or held mail that is done, so that the sync has no metadata to write. When none is ready (the first moments, or mail
 // faster than zeros can be written) a makeshift one with space merely reserved takes its place.
 //
+// Mail that is held for want of a next hop is dropped from the page cache once durable: nobody reads it soon, and the memory serves the next
+// batches. Mail with a next hop is read from the cache a moment later.
+//
 // After a failed write or sync the batch fails as a whole. The segment is never written to or synced again (the kernel may have dropped
 // the pages, and a second sync would say yes); it is cut where the batch began. The next commit begins another segment.
 //
@@ -102,5 +105,5 @@
 // returns. A Delivery's bytes are its own and live as long as it is referred to.
 //
 // The index takes about 150 bytes for each message that is not done. A leased message of up to 256 KiB is in memory whole; longer ones are
-// verified and read in pieces. Each segment in use keeps a file open.
+// verified and read in pieces. At most 64 older segments keep a file open; the others are opened when they are read.
 package spool

@@ -33,7 +33,7 @@ type fixture struct {
 func newFixture(t testing.TB, o Options) *fixture {
 	clock := queuetest.NewClock()
 	fx := &fixture{TB: t, fs: newCrashFS(rand.New(rand.NewPCG(1, 2))), clock: clock, maker: queuetest.NewMaker(clock)}
-	o.Log, o.Now, o.manual, o.ackReserve, o.spaceAge = quiet, clock.Now, true, 4<<10, time.Nanosecond
+	o.Log, o.Now, o.manual, o.ackReserve, o.spaceAge, o.openFiles = quiet, clock.Now, true, 4<<10, time.Nanosecond, 2
 	if o.MinFree == 0 {
 		o.MinFree = -1
 	}

@@ -38,6 +38,8 @@ type File interface {
 	// SyncData makes the content and the size durable.
 	SyncData() error
 	Truncate(size int64) error
+	// Forget lets go of what is cached of n bytes from off on, which are durable and will not be read soon. It may do nothing.
+	Forget(off, n int64)
 	// Allocate reserves storage for the first size bytes, which read as zeros where nothing was written. It may do nothing.
 	Allocate(size int64) error
 	Size() (int64, error)

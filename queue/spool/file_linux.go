@@ -67,6 +67,13 @@ func (f *osFile) SyncData() error {
 	}
 }
 
+// Forget is posix_fadvise(POSIX_FADV_DONTNEED).
+func (f *osFile) Forget(off, n int64) {
+	const dontNeed = 4
+	defer runtime.KeepAlive(f)
+	syscall.Syscall6(syscall.SYS_FADVISE64, f.Fd(), uintptr(off), uintptr(n), dontNeed, 0, 0)
+}
+
 func (f *osFile) Allocate(size int64) error {
 	defer runtime.KeepAlive(f)
 	err := syscall.Fallocate(int(f.Fd()), 0, 0, size)

@@ -21,6 +21,8 @@ func (f *osFile) SyncData() error { return f.Sync() }
 
 func (f *osFile) Allocate(int64) error { return nil }
 
+func (f *osFile) Forget(int64, int64) {}
+
 func (osFS) Free(dir string) (int64, error) {
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(dir, &st); err != nil {

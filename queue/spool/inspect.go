@@ -86,7 +86,7 @@ func (s *Spool) unpin(seg *segment) {
 
 // entry shows m, whose segment is pinned; ok is false when it is done by now.
 func (s *Spool) entry(m *message) (e queue.Entry, ok bool) {
-	env, _, _, err := m.readEnvelope(false)
+	env, _, _, err := s.readEnvelope(m, false)
 
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -75,7 +75,7 @@ func runModel(t *testing.T, seed uint64, d Durability) {
 	clock := queuetest.NewClock()
 	m := &model{
 		T: t, rng: rng, fs: newCrashFS(rng), clock: clock, maker: queuetest.NewMaker(clock), all: map[envelope.ID]*record{},
-		o: Options{Durability: d, SegmentSize: 32 << 10, MinFree: -1, Log: quiet, Now: clock.Now, manual: true, ackCompact: 8 << 10, ackReserve: 4 << 10},
+		o: Options{Durability: d, SegmentSize: 32 << 10, MinFree: -1, Log: quiet, Now: clock.Now, manual: true, ackCompact: 8 << 10, ackReserve: 4 << 10, openFiles: 2},
 	}
 	m.open()
 	for range *modelSteps {

@@ -258,6 +258,7 @@ func (s *Spool) recoverSegment(number uint64, notes notes, w *window) error {
 	seg.sealed, seg.cut = true, marked && m.kind == markCut
 	s.addFound(seg, &found, durable)
 	if sealed {
+		s.files.add(seg)
 		return nil
 	}
 	s.acks.mark(seg)
@@ -272,6 +273,7 @@ func (s *Spool) recoverSegment(number uint64, notes notes, w *window) error {
 		return err
 	}
 	seg.size = seg.end
+	s.files.add(seg)
 	return f.SyncData()
 }
 
@@ -295,10 +297,10 @@ func (s *Spool) addFound(seg *segment, found *scanned, durable int64) {
 			m.state = queue.Damaged
 			m.detail = &detail{reason: "message data does not match its checksum"}
 			s.stats.Damaged++
-			s.o.Log.Error("spool: message is damaged and will not be handed on", "id", m.id, "segment", seg.number, "offset", m.off)
+			s.o.Log.Error("spool: message is damaged and will not be handed on", "message", m.id, "segment", seg.number, "offset", m.off)
 			continue
 		}
-		s.o.Log.Warn("spool: an unfinished message is dropped; it was never acknowledged", "id", m.id, "segment", seg.number, "offset", m.off)
+		s.o.Log.Warn("spool: an unfinished message is dropped; it was never acknowledged", "message", m.id, "segment", seg.number, "offset", m.off)
 		seg.msgs[m.seq-seg.firstSeq] = nil
 		s.acks.done(m.seq)
 	}
@@ -344,7 +346,7 @@ func (s *Spool) applyAcks(acks []byte) {
 		case ackState:
 			if seg, i := find(seq); seg != nil && seg.msgs[i] != nil {
 				if !decodeState(seg.msgs[i], p[8:]) {
-					s.o.Log.Error("spool: malformed state in the ack log", "id", seg.msgs[i].id)
+					s.o.Log.Error("spool: malformed state in the ack log", "message", seg.msgs[i].id)
 				}
 			}
 		case ackBitmap:

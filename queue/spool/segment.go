@@ -12,14 +12,15 @@ import (
 // segment is one file of records.
 type segment struct {
 	number uint64
-	file   File
+	file   File // once sealed protected by Spool.files, and nil while it is not open
 	seed   uint32
 	size   int64 // the file may be filled up to here
 	// makeshift is set for a file that could not wait to be zeroed: space in it is only reserved, or not even that, so that a sync
 	// has metadata to write as well (half the speed). It is left as soon as a prepared one is ready.
 	makeshift bool
 
-	end int64 // where the next batch starts; belongs to the committer, fixed once sealed
+	end       int64 // where the next batch starts; belongs to the committer, fixed once sealed
+	forgotten int64 // up to here the page cache was told to let go; the committer's
 
 	// The rest is protected by Spool.mu.
 	firstSeq uint64
@@ -142,6 +143,7 @@ func (s *Spool) seal(seg *segment, cut bool) {
 		seg.file.Truncate(seg.end)
 		seg.size = seg.end
 	}
+	s.files.add(seg)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	seg.sealed, seg.cut = true, cut
@@ -211,9 +213,10 @@ func (s *Spool) retireStep() {
 	s.mu.Unlock()
 	var removed []uint64
 	for _, seg := range retired {
+		file := s.files.remove(seg)
 		s.mu.Lock()
 		// A file that a sync failed on is not trusted again.
-		keep := !seg.cut && seg.size == s.o.SegmentSize && len(s.spares) < maxSpares && !s.closed
+		keep := file != nil && !seg.cut && seg.size == s.o.SegmentSize && len(s.spares) < maxSpares && !s.closed
 		if keep {
 			s.spares = append(s.spares, seg)
 		}
@@ -221,7 +224,9 @@ func (s *Spool) retireStep() {
 		if keep {
 			continue
 		}
-		seg.file.Close()
+		if file != nil {
+			file.Close()
+		}
 		if err := s.o.FS.Remove(s.path(segmentName(seg.number))); err != nil {
 			s.o.Log.Warn("spool: finished segment not removed", "segment", seg.number, "err", err)
 			continue
@@ -312,7 +317,7 @@ func (s *Spool) renew(old *segment) (*segment, error) {
 func (s *Spool) zero(f File) error {
 	zeros := make([]byte, 256<<10)
 	for off := int64(fileHeaderBytes); off < s.o.SegmentSize; {
-		began, written := time.Now(), s.written.Load()
+		began, from, written := time.Now(), off, s.written.Load()
 		for end := min(off+zeroSliceBytes, s.o.SegmentSize); off < end; {
 			n, err := f.WriteAt(zeros[:min(int64(len(zeros)), end-off)], off)
 			if err != nil {
@@ -323,6 +328,7 @@ func (s *Spool) zero(f File) error {
 		if err := s.sync(f); err != nil {
 			return err
 		}
+		f.Forget(from, off-from)
 		if s.o.manual {
 			continue
 		}

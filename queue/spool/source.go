@@ -115,7 +115,7 @@ func (s *Spool) unreadable(m *message, err error) {
 		s.markDamaged(m, d)
 		return
 	}
-	s.o.Log.Error("spool: message can't be read; trying again in a minute", "id", m.id, "segment", m.seg.number, "err", err)
+	s.o.Log.Error("spool: message can't be read; trying again in a minute", "message", m.id, "segment", m.seg.number, "err", err)
 	m.next = s.o.Now().Add(time.Minute).UnixNano()
 	s.setState(m, queue.Waiting)
 }
@@ -125,7 +125,7 @@ func (s *Spool) markDamaged(m *message, d damage) {
 	if m.state == queue.Damaged {
 		return
 	}
-	s.o.Log.Error("spool: message is damaged and will not be handed on", "id", m.id, "segment", m.seg.number, "offset", m.off,
+	s.o.Log.Error("spool: message is damaged and will not be handed on", "message", m.id, "segment", m.seg.number, "offset", m.off,
 		"size", m.size(), "err", d)
 	s.stats.Damaged++
 	s.setState(m, queue.Damaged)
@@ -135,7 +135,7 @@ func (s *Spool) markDamaged(m *message, d damage) {
 
 // verify reads the record of m and checks all of it. m must not become done meanwhile: it is leased, or its segment is pinned.
 func (s *Spool) verify(m *message) (*envelope.Envelope, func() (io.ReadCloser, error), error) {
-	env, h, body, err := m.readEnvelope(m.size() <= smallRecordBytes)
+	env, h, body, err := s.readEnvelope(m, m.size() <= smallRecordBytes)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -148,7 +148,9 @@ func (s *Spool) verify(m *message) (*envelope.Envelope, func() (io.ReadCloser, e
 	}
 	// A long message is read twice: once now, once by the caller. The second reading is summed as well, and ends with an error in
 	// place of EOF when the disk has changed its mind.
-	whole := bodyReader{seg: m.seg, off: m.bodyOffset(), trace: int64(m.traceBytes), left: m.size(), traceSum: seed, want: h.bodyCRC}
+	whole := bodyReader{
+		files: &s.files, seg: m.seg, off: m.bodyOffset(), trace: int64(m.traceBytes), left: m.size(), traceSum: seed, want: h.bodyCRC,
+	}
 	pass := whole
 	if _, err := pass.WriteTo(io.Discard); err != nil {
 		return nil, nil, err
@@ -159,13 +161,13 @@ func (s *Spool) verify(m *message) (*envelope.Envelope, func() (io.ReadCloser, e
 func (m *message) bodyOffset() int64 { return m.off + recordHeaderBytes + int64(m.envBytes) }
 
 // readEnvelope reads and checks header and envelope of m, and the body unchecked in the same go if wanted.
-func (m *message) readEnvelope(withBody bool) (env *envelope.Envelope, h recordHeader, body []byte, err error) {
+func (s *Spool) readEnvelope(m *message, withBody bool) (env *envelope.Envelope, h recordHeader, body []byte, err error) {
 	n := recordHeaderBytes + int64(m.envBytes)
 	if withBody {
 		n += m.size()
 	}
 	b := make([]byte, n)
-	if _, err = m.seg.file.ReadAt(b, m.off); err != nil {
+	if _, err = s.files.readAt(m.seg, b, m.off); err != nil {
 		if err == io.EOF || err == io.ErrUnexpectedEOF {
 			return nil, h, nil, damage{"record (the file is shorter)"}
 		}
@@ -196,6 +198,7 @@ func (memoryReader) Close() error { return nil }
 
 // bodyReader reads trace field and data of a record from disk and sums what it gives.
 type bodyReader struct {
+	files    *files
 	seg      *segment
 	off      int64
 	trace    int64 // bytes of the trace field still to come
@@ -212,7 +215,7 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 		}
 		return 0, io.EOF
 	}
-	n, err := r.seg.file.ReadAt(p[:min(int64(len(p)), r.left)], r.off)
+	n, err := r.files.readAt(r.seg, p[:min(int64(len(p)), r.left)], r.off)
 	of := min(r.trace, int64(n))
 	r.trace -= of
 	r.traceSum = crc32.Update(r.traceSum, castagnoli, p[:of])

@@ -66,6 +66,8 @@ type Options struct {
 	spaceAge time.Duration
 	// salt is for tests that want the same bytes each time.
 	salt func() uint64
+	// openFiles is maxOpenSegments unless set.
+	openFiles int
 	// ackCompact is ackCompactBytes, ackReserve is ackReserveBytes unless set.
 	ackCompact, ackReserve int64
 }
@@ -73,6 +75,7 @@ type Options struct {
 const (
 	maxSpares         = 2         // finished segment files kept for reuse: 512 MiB with the default size
 	zeroSliceBytes    = 4 << 20   // written between two syncs while a segment is zeroed: some 5 ms of a slow disk
+	forgetBytes       = 4 << 20   // of a segment are dropped from the page cache at once
 	smallRecordBytes  = 256 << 10 // up to this a leased message is read at once and kept in memory until settled
 	scanWindowBytes   = 1 << 20   // read at a time at recovery and when a large message is verified
 	maxScratchBytes   = 4 << 20   // kept between commits for headers and envelopes
@@ -110,6 +113,9 @@ func (o *Options) defaults() {
 	if o.salt == nil {
 		o.salt = newSalt
 	}
+	if o.openFiles == 0 {
+		o.openFiles = maxOpenSegments
+	}
 	if o.ackCompact == 0 {
 		o.ackCompact = ackCompactBytes
 	}
@@ -125,6 +131,8 @@ type Spool struct {
 	dir  string
 	lock io.Closer
 	acks *ackLog
+
+	files files // of sealed segments
 
 	// committing is held by Commit and Close; it protects the fields of the block.
 	committing sync.Mutex
@@ -178,6 +186,7 @@ func Open(dir string, o Options) (*Spool, error) {
 		prepareWake: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	s.freeAsked.Store(math.MinInt64)
+	s.files = files{max: o.openFiles, open: func(number uint64) (File, error) { return o.FS.Open(s.path(segmentName(number))) }}
 	if err := o.FS.MkdirAll(dir); err != nil {
 		return nil, fmt.Errorf("spool: %w", err)
 	}
@@ -229,9 +238,7 @@ func (s *Spool) Close() error {
 }
 
 func (s *Spool) closeFiles() {
-	for _, seg := range s.segments {
-		seg.file.Close()
-	}
+	s.files.closeAll()
 	for _, seg := range s.spares {
 		seg.file.Close()
 	}
