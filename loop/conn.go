@@ -249,7 +249,9 @@ func (c *conn) gone() {
 	}
 	c.sess.Abort()
 	lp := c.lp
-	lp.conns.Add(-1)
+	if lp.conns.Add(-1) == 0 {
+		lp.res.Envelopes.Chunks.Trim(lonelyChunkBytes)
+	}
 	lp.srv.open.Add(-1)
 	lp.meter.OpenConnections(int(c.listener), -1)
 }

@@ -144,7 +144,7 @@ func isNoSpace(err error) bool {
 
 // trouble tells the operator. A full disk is no alarm that stays: it ends by itself when space returns.
 func (s *Spool) trouble(what string, err error) {
-	s.o.Log.Error("spool: "+what, "dir", s.dir, "err", err)
+	s.o.Log.Error("spool: "+what, "dir", s.dir, "error", err)
 	if !isNoSpace(err) {
 		s.alarm(what + ": " + err.Error())
 	}

@@ -131,7 +131,7 @@ func (s *Spool) findFiles() (segments, logs []uint64, err error) {
 
 // setAside keeps an unreadable file out of the way, for the operator.
 func (s *Spool) setAside(name, what string, err error) error {
-	s.o.Log.Error("spool: "+what+" is unreadable; it is kept as "+name+".damaged", "err", err)
+	s.o.Log.Error("spool: "+what+" is unreadable; it is kept as "+name+".damaged", "error", err)
 	s.stats.Damaged++
 	s.alarm(what + " is unreadable and was set aside as " + name + ".damaged")
 	return s.o.FS.Rename(s.path(name), s.path(name+".damaged"))

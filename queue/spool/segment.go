@@ -194,7 +194,7 @@ func (s *Spool) prepareLoop() {
 		}
 		s.retireStep()
 		if err := s.prepareStep(); err != nil && !errors.Is(err, errStopped) {
-			s.o.Log.Warn("spool: no segment prepared; the next one will be slower", "err", err)
+			s.o.Log.Warn("spool: no segment prepared; the next one will be slower", "error", err)
 			select {
 			case <-s.stop:
 				return
@@ -228,7 +228,7 @@ func (s *Spool) retireStep() {
 			file.Close()
 		}
 		if err := s.o.FS.Remove(s.path(segmentName(seg.number))); err != nil {
-			s.o.Log.Warn("spool: finished segment not removed", "segment", seg.number, "err", err)
+			s.o.Log.Warn("spool: finished segment not removed", "segment", seg.number, "error", err)
 			continue
 		}
 		removed = append(removed, seg.number)

@@ -115,7 +115,7 @@ func (s *Spool) unreadable(m *message, err error) {
 		s.markDamaged(m, d)
 		return
 	}
-	s.o.Log.Error("spool: message can't be read; trying again in a minute", "message", m.id, "segment", m.seg.number, "err", err)
+	s.o.Log.Error("spool: message can't be read; trying again in a minute", "message", m.id, "segment", m.seg.number, "error", err)
 	m.next = s.o.Now().Add(time.Minute).UnixNano()
 	s.setState(m, queue.Waiting)
 }
@@ -126,7 +126,7 @@ func (s *Spool) markDamaged(m *message, d damage) {
 		return
 	}
 	s.o.Log.Error("spool: message is damaged and will not be handed on", "message", m.id, "segment", m.seg.number, "offset", m.off,
-		"size", m.size(), "err", d)
+		"size", m.size(), "error", d)
 	s.stats.Damaged++
 	s.setState(m, queue.Damaged)
 	m.detail = &detail{reason: d.what + " does not match its checksum", outcomes: m.outcomes()}

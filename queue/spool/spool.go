@@ -267,7 +267,7 @@ func (s *Spool) free() int64 {
 	if asked := s.freeAsked.Load(); (asked == math.MinInt64 || now-asked >= int64(s.o.spaceAge)) && s.freeAsked.CompareAndSwap(asked, now) {
 		free, err := s.o.FS.Free(s.dir)
 		if err != nil {
-			s.o.Log.Error("spool: free space is unknown", "dir", s.dir, "err", err)
+			s.o.Log.Error("spool: free space is unknown", "dir", s.dir, "error", err)
 			free = 0
 		}
 		s.freeBytes.Store(free)
