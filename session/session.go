@@ -25,6 +25,10 @@ const (
 	Close                   // send what was appended, then close
 )
 
+// MaxReplyBytes is how much Feed appends before it wants the replies sent; the last of them may go over it. An answer to EHLO is 25 times
+// as long as a short EHLO, so without it 16 KiB of them would leave 400 KiB of replies for a client that may never read.
+const MaxReplyBytes = 32 << 10
+
 // phase says what the next byte from the client is part of.
 type phase uint8
 
@@ -94,7 +98,11 @@ func (s *Session) Open(sv *Server, res *Resources, p Peer, now time.Time, out []
 // Feed borrows in until it returns, uses consumed bytes of it, and appends replies to out. Unused bytes are fed again with what
 // comes after them. It stops at the first step other than NeedInput; bytes behind QUIT are left alone. A Feed while AwaitCommit is
 // pending panics: its replies would overtake the message's.
+//
+// It also stops behind a command when MaxReplyBytes or more were appended, with NeedInput and part of in unused: the caller sends the
+// replies and feeds the rest, or waits until the client reads.
 func (s *Session) Feed(in []byte, now time.Time, out []byte) (consumed int, o []byte, step Step) {
+	had := len(out)
 	if s.phase == phaseCommit {
 		panic("session: fed while a message awaits its commit")
 	}
@@ -111,6 +119,9 @@ func (s *Session) Feed(in []byte, now time.Time, out []byte) (consumed int, o []
 			default:
 				consumed += n
 				out = s.settle(s.command(line, status, now, out), now)
+				if len(out)-had >= MaxReplyBytes && s.phase == phaseCommand {
+					return consumed, out, NeedInput
+				}
 			}
 		case phaseSkipLine:
 			n, done := smtpcodec.SkipLine(rest, &s.lastCR)

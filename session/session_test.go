@@ -388,3 +388,28 @@ func TestEveryVerbIsAnsweredInEveryState(t *testing.T) {
 		}
 	}
 }
+
+// A client that has read nothing is owed little more than MaxReplyBytes, however many short commands with long answers it pipelines, and
+// none of them is lost.
+func TestRepliesOfOneFeedAreBounded(t *testing.T) {
+	for _, text := range []string{"EHLO x\r\n", "HELP\r\n", "NOOP\r\n", "MAIL FROM:<a@x>\r\nRSET\r\n"} {
+		s, _, _ := open(t, Options{})
+		_, one, _ := s.Feed([]byte("EHLO x\r\n"), start, nil)
+		in := []byte(strings.Repeat(text, 4000))
+		const before = "unsent"
+		var all []byte
+		for len(in) > 0 {
+			n, out, step := s.Feed(in, start, []byte(before))
+			got := len(out) - len(before)
+			if n == 0 || step != NeedInput || got >= MaxReplyBytes+len(one) || n < len(in) && got < MaxReplyBytes {
+				t.Fatalf("%q: step %d, %d of %d bytes used, %d bytes of replies", text, step, n, len(in), got)
+			}
+			all = append(all, out[len(before):]...)
+			in = in[n:]
+		}
+		_, out, _ := s.Feed([]byte(text), start, nil)
+		if !bytes.Equal(all, bytes.Repeat(out, 4000)) {
+			t.Errorf("%q: replies are missing", text)
+		}
+	}
+}

@@ -61,6 +61,9 @@ func (c *Client) Send(p []byte) {
 		n, out, step := c.Session.Feed(c.pending, c.now, nil)
 		c.pending = c.pending[n:]
 		c.took(out, step)
+		if step == session.NeedInput && n > 0 && len(c.pending) > 0 {
+			continue // the replies were to be sent first
+		}
 		if step != session.AwaitCommit {
 			return
 		}
