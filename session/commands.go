@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"time"
 
 	"github.com/fastedge/fastedge/smtpcodec"
@@ -24,6 +25,8 @@ type command struct {
 	// arg is checked before the state, so that a malformed command is a 501 wherever it stands.
 	arg       argument
 	malformed func(arg []byte) bool
+	// text is for the verbs whose argument nobody parses: it may not have controls, NUL or broken UTF-8 all the same.
+	text bool
 	// run is called in the states of in; in all others the reply is otherwise.
 	in        state
 	otherwise *refusal
@@ -55,9 +58,9 @@ var commands = [smtpcodec.NumVerbs]command{
 	smtpcodec.VerbBDAT: {stage: StageData, in: anywhere, run: (*Session).bdat},
 
 	smtpcodec.VerbRSET: {stage: StageOther, arg: argNone, in: anywhere, run: (*Session).rset},
-	smtpcodec.VerbNOOP: {stage: StageOther, in: anywhere, run: (*Session).noop},
-	smtpcodec.VerbVRFY: {stage: StageOther, arg: argRequired, in: anywhere, run: (*Session).vrfy},
-	smtpcodec.VerbHELP: {stage: StageOther, in: anywhere, run: (*Session).help},
+	smtpcodec.VerbNOOP: {stage: StageOther, text: true, in: anywhere, run: (*Session).noop},
+	smtpcodec.VerbVRFY: {stage: StageOther, arg: argRequired, text: true, in: anywhere, run: (*Session).vrfy},
+	smtpcodec.VerbHELP: {stage: StageOther, text: true, in: anywhere, run: (*Session).help},
 	smtpcodec.VerbQUIT: {stage: StageOther, arg: argNone, in: anywhere, run: (*Session).quit},
 
 	smtpcodec.VerbEXPN:     {stage: StageOther, otherwise: &refuseNotImplemented}, // RFC 5321 §3.5.1: need not be supported
@@ -88,11 +91,19 @@ func (s *Session) command(line []byte, status smtpcodec.LineStatus, now time.Tim
 		return s.refuse(out, StageOther, &refuseBareInCommand, line)
 	}
 	verb, arg := smtpcodec.ParseCommand(line)
+	if verb == smtpcodec.VerbAUTH {
+		// RFC 4954 §4: an initial response is a password. Observers write arguments down, so it ends here.
+		if i := bytes.IndexAny(arg, " \t"); i >= 0 {
+			arg = arg[:i]
+		}
+	}
 	c := &commands[verb]
 	switch {
 	case c.only != bothDialects && (c.only == lmtpOnly) != s.sv.LMTP:
 		return s.refuse(out, c.stage, c.elsewhere, arg)
 	case c.arg == argNone && len(arg) > 0, c.arg == argRequired && len(arg) == 0:
+		return s.refuse(out, c.stage, &refuseSyntax, arg)
+	case c.text && !smtpcodec.ValidText(arg):
 		return s.refuse(out, c.stage, &refuseSyntax, arg)
 	case c.in&s.state != 0:
 		return c.run(s, arg, now, out)

@@ -413,3 +413,16 @@ func TestRepliesOfOneFeedAreBounded(t *testing.T) {
 		}
 	}
 }
+
+// AUTH that was not offered is refused before anybody looks at the password that may stand behind it.
+func TestCredentialsAreNotShownToTheObserver(t *testing.T) {
+	s, res, _ := open(t, Options{})
+	book := new(notebook)
+	res.Observer = book
+	feed(t, s, "EHLO a\r\nauth PLAIN AHVzZXIAaHVudGVyMg==\r\nAUTH\tLOGIN\tdXNlcg==\r\nAUTH\r\n",
+		"250-", "250-", "250-", "250-", "250-", "250-", "250-", "250-", "250-", "250 ", "502 5.5.1", "502 5.5.1", "502 5.5.1")
+	want := []note{{StageOther, 502, ReasonNotOffered, "PLAIN"}, {StageOther, 502, ReasonNotOffered, "LOGIN"}, {StageOther, 502, ReasonNotOffered, ""}}
+	if fmt.Sprint(book.refused) != fmt.Sprint(want) {
+		t.Errorf("refused %v\nwant    %v", book.refused, want)
+	}
+}

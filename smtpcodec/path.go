@@ -58,6 +58,12 @@ func checkText(p []byte) (has8, ok bool) {
 	return true, checkUTF8(p)
 }
 
+// ValidText says whether p may stand behind a verb: UTF-8 without control characters (RFC 5321 §4.1.2 String, RFC 6531 §3.3).
+func ValidText(p []byte) bool {
+	_, ok := checkText(p)
+	return ok
+}
+
 func checkUTF8(p []byte) bool {
 	for len(p) > 0 {
 		r, size := utf8.DecodeRune(p)
