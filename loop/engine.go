@@ -263,6 +263,9 @@ func (e *engine) OnOpen(gc gnet.Conn) (greeting []byte, action gnet.Action) {
 		lp.meter.Connection(li, ConnOverLimit)
 		return replyTooMany.AppendTo(lp.out[:0]), gnet.Close
 	}
+	if lp.conns.Load() == 0 {
+		lp.checkRoom() // no tick has looked since the loop had its last connection
+	}
 	c := &conn{sock: socket{gc}, lp: lp, listener: uint16(li)}
 	gc.SetContext(c)
 	e.srv.open.Add(1)

@@ -366,6 +366,22 @@ func TestMailIsRefusedWhileTheQueueHasNoRoomAndTakenAgainAfterwards(t *testing.T
 	})
 }
 
+func TestMailIsTakenByAnIdleLoopAsSoonAsThereIsRoom(t *testing.T) {
+	s := start(t, func(o *Options, _ *session.Options) { o.Loops = 1; o.Tick = time.Hour }) // no tick comes between short connections
+	s.backend.set(func() { s.backend.room = queue.ErrNoSpace })
+	c := s.dial()
+	c.expect("220")
+	c.send("EHLO c\r\nMAIL FROM:<a@example.org>\r\nQUIT\r\n")
+	c.expect("250", "452 4.3.1", "221")
+	c.expectEOF()
+	waitFor(t, "the loop to be idle", func() bool { return s.Connections() == 0 })
+	s.backend.set(func() { s.backend.room = nil })
+	c = s.dial()
+	c.expect("220")
+	c.send("EHLO c\r\nMAIL FROM:<a@example.org>\r\n")
+	c.expect("250", "250 2.1.0")
+}
+
 func TestConnectionLimitIsExactAndNamed(t *testing.T) {
 	s := start(t, func(o *Options, _ *session.Options) { o.MaxConnections = 3; o.Loops = 1 })
 	var open []*client
