@@ -7,22 +7,26 @@ const wheelSlots = 512
 
 // wheel finds the connections whose time may have come. It is lazy: a connection stays in its slot while its deadline moves on, and is
 // placed anew when the slot comes up. Every open connection is in exactly one slot, so the wheel is also the list of connections.
+//
+// It counts ticks from its own start, by the monotonic clock: an hour that the wall clock is set back must not be an hour without
+// deadlines.
 type wheel struct {
 	tick  time.Duration
+	start time.Time
 	slots [wheelSlots]*conn // doubly linked lists
-	now   int64             // ticks since the epoch
+	now   int64             // ticks since start
 }
 
-func newWheel(tick time.Duration, now time.Time) *wheel {
-	return &wheel{tick: tick, now: now.UnixNano() / int64(tick)}
-}
+func newWheel(tick time.Duration, now time.Time) *wheel { return &wheel{tick: tick, start: now} }
+
+func (w *wheel) ticks(t time.Time) int64 { return int64(t.Sub(w.start) / w.tick) }
 
 // put places c for a look at t, at the earliest in the next tick. The zero time means one turn of the wheel from now.
 func (w *wheel) put(c *conn, t time.Time) {
 	ticks := w.now + wheelSlots - 1
 	if !t.IsZero() {
 		// One tick is added so that the slot comes up after t, not just before.
-		ticks = min(max(t.UnixNano()/int64(w.tick)+1, w.now+1), ticks)
+		ticks = min(max(w.ticks(t)+1, w.now+1), ticks)
 	}
 	c.slot = uint16(ticks % wheelSlots)
 	head := w.slots[c.slot]
@@ -48,7 +52,7 @@ func (w *wheel) remove(c *conn) {
 // advance calls due for each connection in the slots up to now, which must put it back or remove it for good: it has been taken
 // out of its slot. A long sleep is one turn at the most.
 func (w *wheel) advance(now time.Time, due func(*conn)) {
-	target := now.UnixNano() / int64(w.tick)
+	target := w.ticks(now)
 	w.now = max(w.now, target-wheelSlots)
 	for w.now < target {
 		w.now++
