@@ -33,14 +33,15 @@ type conn struct {
 	logged     uint64    // reasons of refusals already logged for this session
 	listener   uint16
 	slot       uint16
-	placed     bool // in the wheel
-	bye        bool // the client has said QUIT
-	closed     bool // gnet has let go of it
-	suspended  bool // a message awaits its commit
-	blocked    bool // the client does not read its replies
-	paused     bool // its socket is not read
-	ending     bool // the session is over, its last replies are not sent yet
-	lingering  bool // our side is shut down, waiting for the client's
+	look       time.Duration // when its slot comes up, on the wheel's clock
+	placed     bool          // in the wheel
+	bye        bool          // the client has said QUIT
+	closed     bool          // gnet has let go of it
+	suspended  bool          // a message awaits its commit
+	blocked    bool          // the client does not read its replies
+	paused     bool          // its socket is not read
+	ending     bool          // the session is over, its last replies are not sent yet
+	lingering  bool          // our side is shut down, waiting for the client's
 }
 
 func (c *conn) id() envelope.ID { return c.sess.Peer().ID }
@@ -101,8 +102,23 @@ func (c *conn) burst(now time.Time, out []byte, step session.Step) {
 		c.finish(now)
 	case c.suspended || c.blocked:
 		c.boundStash(now)
-	case c.paused:
-		c.resume()
+	default:
+		if c.paused {
+			c.resume()
+		}
+		c.hasten()
+	}
+}
+
+// hasten looks at the deadline sooner than planned when it has come nearer: behind the data there is less time than for the data, and
+// a suspended session had none.
+func (c *conn) hasten() {
+	if c.closed {
+		return
+	}
+	if t := c.sess.Deadline(); !t.IsZero() && c.lp.wheel.late(c, t) {
+		c.lp.wheel.remove(c)
+		c.place(t)
 	}
 }
 

@@ -498,6 +498,29 @@ func TestSilentAndDribblingClientsEndAtTheirDeadline(t *testing.T) {
 	}
 }
 
+func TestACommandTimeoutHoldsBehindALongMessageAndALongCommit(t *testing.T) {
+	const timeout = 100 * time.Millisecond // a turn of the wheel is 5 s
+	s := start(t, func(_ *Options, so *session.Options) { so.CommandTimeout, so.DataTimeout = timeout, time.Hour })
+	hold := s.hold()
+	long, waiting := s.dial(), s.dial()
+	for _, c := range []*client{long, waiting} {
+		c.expect("220")
+		c.send("EHLO c\r\n" + group)
+		c.expect("250", "250", "250", "354")
+	}
+	waiting.send("x\r\n.\r\n")
+	time.Sleep(3 * timeout) // both are looked at meanwhile, and placed far ahead
+	long.send("x\r\n.\r\n")
+	for range 2 {
+		hold <- struct{}{}
+	}
+	for _, c := range []*client{long, waiting} {
+		c.expect("250 2.6.0")
+		c.SetDeadline(time.Now().Add(2 * time.Second))
+		c.expect("421 4.4.2")
+	}
+}
+
 func TestAMessageWhoseClientLeftBeforeTheCommitStays(t *testing.T) {
 	s := start(t, nil)
 	s.hold()

@@ -6,7 +6,7 @@ import "time"
 const wheelSlots = 512
 
 // wheel finds the connections whose time may have come. It is lazy: a connection stays in its slot while its deadline moves on, and is
-// placed anew when the slot comes up. Every open connection is in exactly one slot, so the wheel is also the list of connections.
+// placed anew when the slot comes up. Only a deadline that comes nearer needs a new place at once. Every open connection is in exactly one slot, so the wheel is also the list of connections.
 //
 // It counts ticks from its own start, by the monotonic clock: an hour that the wall clock is set back must not be an hour without
 // deadlines.
@@ -28,7 +28,7 @@ func (w *wheel) put(c *conn, t time.Time) {
 		// One tick is added so that the slot comes up after t, not just before.
 		ticks = min(max(w.ticks(t)+1, w.now+1), ticks)
 	}
-	c.slot = uint16(ticks % wheelSlots)
+	c.slot, c.look = uint16(ticks%wheelSlots), time.Duration(ticks)*w.tick
 	head := w.slots[c.slot]
 	c.prev, c.next = nil, head
 	if head != nil {
@@ -36,6 +36,9 @@ func (w *wheel) put(c *conn, t time.Time) {
 	}
 	w.slots[c.slot] = c
 }
+
+// late says that c, in its slot, would be looked at more than a tick after t.
+func (w *wheel) late(c *conn, t time.Time) bool { return t.Sub(w.start)+w.tick < c.look }
 
 func (w *wheel) remove(c *conn) {
 	if c.prev != nil {
