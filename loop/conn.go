@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// feedBytes is the most input that one Feed gets. With replies at most 15 times as long as their commands it bounds what
-	// one step can add to the replies: a client that never reads costs flushBytes + 15 × feedBytes before anybody looks.
+	// feedBytes is the most input that one Feed gets. With replies at most 25 times as long as their commands it bounds what
+	// one step can add to the replies: a client that never reads costs flushBytes + 25 × feedBytes before anybody looks.
 	feedBytes = 16 << 10
 	// flushBytes of replies are written before more input is looked at.
 	flushBytes = 32 << 10
@@ -64,11 +64,12 @@ func (c *conn) readable(now time.Time) {
 }
 
 // burst feeds what has come in to the session and writes the replies once; out and step are what a resumed session has said already.
+// A session whose client does not read is not fed, also when a commit resumes it: lookAtBlocked does it when the client has read.
 func (c *conn) burst(now time.Time, out []byte, step session.Step) {
 	c.lp.cur = c
 	in := c.peek()
 	used := 0
-	for step == session.NeedInput && used < len(in) {
+	for step == session.NeedInput && !c.blocked && used < len(in) {
 		part := in[used:min(len(in), used+feedBytes)]
 		var n int
 		n, out, step = c.sess.Feed(part, now, out)
@@ -87,9 +88,6 @@ func (c *conn) burst(now time.Time, out []byte, step session.Step) {
 			out = out[:0]
 			if c.closed {
 				return
-			}
-			if c.blocked {
-				break
 			}
 		}
 	}
@@ -178,7 +176,7 @@ func (c *conn) lookAtBlocked(now time.Time) (settled bool) {
 		switch {
 		case c.ending:
 			c.finish(now)
-		case !c.suspended:
+		case !c.suspended && !c.lingering:
 			c.burst(now, c.lp.out[:0], session.NeedInput)
 		}
 		return true
@@ -247,8 +245,8 @@ func (c *conn) finish(now time.Time) {
 		return
 	}
 	c.lingering, c.since, c.unread = true, now, 0
-	if c.paused {
-		c.resume()
+	if c.resume(); c.closed {
+		return
 	}
 	if c.placed {
 		c.lp.wheel.remove(c)

@@ -450,6 +450,37 @@ func TestAClientThatNeverReadsIsBoundedAndClosed(t *testing.T) {
 	waitFor(t, "the slow reader to be closed", func() bool { return s.meter.events[EventSlowReader].Load() == 1 && s.Connections() == 0 })
 }
 
+// onLoop runs f on the only loop's goroutine and waits for it.
+func (s *server) onLoop(f func(lp *loop)) {
+	lp, done := (*s.loops.Load())[0], make(chan struct{})
+	lp.ex.execute(func() { f(lp); close(done) })
+	<-done
+}
+
+func TestACommitDoesNotFeedASessionWhoseClientDoesNotRead(t *testing.T) {
+	s := start(t, func(o *Options, _ *session.Options) { o.Loops = 1; o.UnreadTimeout = time.Minute })
+	c := s.dial()
+	c.Conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+	c.expect("220")
+	c.send("EHLO c\r\n")
+	c.expect("250")
+	unit := strings.Repeat("HELP\r\n", 100) + group + "x\r\n.\r\n"
+	go io.WriteString(c.Conn, strings.Repeat(unit, 2000))
+	var unsent, waiting int
+	waitFor(t, "the session to be blocked with its messages committed", func() (ok bool) {
+		s.onLoop(func(lp *loop) {
+			for _, c := range lp.blocked {
+				unsent, waiting = c.unsent(), c.buffered()
+				ok = !c.suspended && waiting > 0
+			}
+		})
+		return ok
+	})
+	if unsent > flushBytes+8*len(unit) {
+		t.Errorf("%d bytes of replies wait, %d bytes of commands are left: it was fed on", unsent, waiting)
+	}
+}
+
 func TestASlowReaderThatGoesOnReadingIsServed(t *testing.T) {
 	s := start(t, func(o *Options, _ *session.Options) { o.UnreadTimeout = 5 * time.Second })
 	c := s.dial()
