@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/fastedge/fastedge/envelope"
 	"github.com/fastedge/fastedge/internal/admin"
@@ -347,6 +348,30 @@ func TestLogFormat(t *testing.T) {
 	defer null.Close()
 	if isTerminal(null) || isTerminal(io.Discard) {
 		t.Error("taken for a terminal")
+	}
+}
+
+// Whatever a stranger sent, a line of the log shows it without moving the cursor, and JSON gives it back as it was.
+func TestLogShowsNoControls(t *testing.T) {
+	const arg = "a\x00\r\n\x1b[2J\x7f\u0085\u009b31m\u2028\u202e\ufeff\U000e0001 grüße \"日本\\"
+	for _, format := range []string{"json", "text"} {
+		var out bytes.Buffer
+		log, w := newLogger(config.Log{Format: format, Level: "info"}, &out)
+		log.Info("refused", "arg", arg)
+		w.Close()
+		line := strings.TrimSuffix(out.String(), "\n")
+		for _, r := range line {
+			if !unicode.IsPrint(r) {
+				t.Errorf("%s: %U in %s", format, r, line)
+			}
+		}
+		if !strings.Contains(line, "grüße") {
+			t.Errorf("%s: escapes what can be read: %s", format, line)
+		}
+		var back struct{ Arg string }
+		if format == "json" && (json.Unmarshal([]byte(line), &back) != nil || back.Arg != arg) {
+			t.Errorf("%q from %s", back.Arg, line)
+		}
 	}
 }
 

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"sync"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/fastedge/fastedge/internal/config"
 	"github.com/fastedge/fastedge/internal/logline"
@@ -22,7 +26,40 @@ func newLogger(c config.Log, out io.Writer) (*slog.Logger, *logWriter) {
 		w.format = logline.Text
 		return slog.New(slog.NewTextHandler(w, options)), w
 	}
-	return slog.New(slog.NewJSONHandler(w, options)), w
+	return slog.New(slog.NewJSONHandler(visible{w}, options)), w
+}
+
+// visible escapes in JSON lines what slog's JSON handler leaves as it is and a terminal obeys: DEL, C1 controls (U+009B begins an escape
+// sequence), and marks that turn the direction of text. Lines hold arguments of strangers. slog's text handler quotes all that itself.
+type visible struct{ to io.Writer }
+
+// Write takes a whole line. JSON has characters over ASCII only inside strings, so an escape means the same there.
+func (v visible) Write(line []byte) (int, error) {
+	plain := true
+	for _, c := range line {
+		plain = plain && c < 0x7F
+	}
+	if plain {
+		return v.to.Write(line)
+	}
+	safe := make([]byte, 0, len(line)+64)
+	for rest := line; len(rest) > 0; {
+		r, n := utf8.DecodeRune(rest)
+		switch {
+		case r < 0x7F || unicode.IsPrint(r):
+			safe = append(safe, rest[:n]...)
+		case r > 0xFFFF:
+			high, low := utf16.EncodeRune(r)
+			safe = fmt.Appendf(safe, `\u%04x\u%04x`, high, low)
+		default:
+			safe = fmt.Appendf(safe, `\u%04x`, r)
+		}
+		rest = rest[n:]
+	}
+	if _, err := v.to.Write(safe); err != nil {
+		return 0, err
+	}
+	return len(line), nil
 }
 
 // isTerminal tells a terminal from a pipe or file. /dev/null is a character device too.
