@@ -206,6 +206,9 @@ func (s *server) Run(ctx context.Context) error {
 	return err
 }
 
+// maxLastCommit is how long the end waits for a disk; a commit takes milliseconds.
+const maxLastCommit = 5 * time.Second
+
 // drain ends the parts in the order in which a message passes them, so that none loses what the one before still gives it.
 func (s *server) drain(served <-chan struct{}, stopRelay func(), relayed <-chan struct{}) {
 	s.draining.Store(true)
@@ -217,8 +220,11 @@ func (s *server) drain(served <-chan struct{}, stopRelay func(), relayed <-chan 
 	}
 	s.loops.Close()
 	<-served
-	// Everybody who is still owed an answer is gone now, but what was submitted is committed all the same.
-	if err := s.writer.Close(ctx); err != nil {
+	// Everybody who is still owed an answer is gone now, but what was submitted is committed all the same, in a time of its own: ctx may
+	// have ended with the last client.
+	commit, committed := context.WithTimeout(context.Background(), maxLastCommit)
+	defer committed()
+	if err := s.writer.Close(commit); err != nil {
 		s.log.Warn("drain: queue", "error", err)
 	}
 	stopRelay()
@@ -315,8 +321,8 @@ func newRegistry(cfg *config.Config) *metrics.Registry {
 	v := readBuildInfo()
 	o := metrics.Options{
 		Version: v.Version, Revision: v.Revision,
-		ConnResults:  []string{loop.ConnAccepted: "accepted", loop.ConnOverLimit: "limit", loop.ConnDraining: "draining"},
-		Protocols:    []string{"SMTP", "ESMTP", "LMTP", "UTF8SMTP", "UTF8LMTP"},
+		ConnResults: []string{loop.ConnAccepted: "accepted", loop.ConnOverLimit: "limit", loop.ConnDraining: "draining"},
+		Protocols:   []string{"SMTP", "ESMTP", "LMTP", "UTF8SMTP", "UTF8LMTP"},
 		Events: []string{
 			loop.EventPaused: "paused", loop.EventStashFull: "stash_full", loop.EventSlowReader: "slow_reader",
 			loop.EventTimeout: "timeout", loop.EventPanic: "panic", loop.EventOrphan: "orphan",
