@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -54,7 +56,7 @@ func (x loopExecutor) execute(f func()) { _ = x.el.Execute(context.Background(),
 func (s *Server) newEngines() error {
 	tcp := &engine{srv: s, loops: s.o.Loops}
 	for i, l := range s.o.Listeners {
-		e, addr, url := tcp, l.Address, ""
+		e, addr, target := tcp, l.Address, ""
 		switch l.Network {
 		case "tcp":
 			bound, hold, err := reserve(l.Address)
@@ -62,19 +64,22 @@ func (s *Server) newEngines() error {
 				return fmt.Errorf("loop: listener %q: %w", l.Name, err)
 			}
 			tcp.reserved = append(tcp.reserved, hold)
-			addr, url = bound, "tcp://"+bound
+			addr, target = bound, "tcp://"+bound
 		case "unix":
-			if err := clearSocket(l.Address); err != nil {
+			var err error
+			if target, err = unixURL(l.Address); err == nil {
+				err = clearSocket(l.Address)
+			}
+			if err != nil {
 				return fmt.Errorf("loop: listener %q: %w", l.Name, err)
 			}
 			e = &engine{srv: s, loops: 1}
-			url = "unix://" + l.Address
 		default:
 			return fmt.Errorf("loop: listener %q: unknown network %q", l.Name, l.Network)
 		}
 		e.listeners = append(e.listeners, i)
 		e.addrs = append(e.addrs, addr)
-		e.urls = append(e.urls, url)
+		e.urls = append(e.urls, target)
 		if e != tcp {
 			s.addEngine(e)
 		}
@@ -167,6 +172,20 @@ func bindTCP(a *net.TCPAddr, reusePort bool) (fd, port int, err error) {
 	return fd, port, nil
 }
 
+// unixURL gives the address of a socket for gnet, which parses a URL and cleans the path in it ("?" and "#" end it, "a/.." is nothing),
+// and then removes whatever stands at the path it has found, folders and all that is in them included. It must be the one that was meant.
+func unixURL(socket string) (string, error) {
+	address := "unix://" + socket
+	u, err := url.Parse(strings.ReplaceAll(address, "%", "%25"))
+	if err != nil {
+		return "", err
+	}
+	if found := path.Join(u.Host, u.Path); found != socket {
+		return "", fmt.Errorf("%s would be read as %s: a socket needs a clean path without ? or #", socket, found)
+	}
+	return address, nil
+}
+
 // clearSocket removes a socket that an earlier process left behind. gnet would remove whatever stands there.
 func clearSocket(path string) error {
 	fi, err := os.Lstat(path)
@@ -179,11 +198,16 @@ func clearSocket(path string) error {
 	if fi.Mode()&os.ModeSocket == 0 {
 		return fmt.Errorf("%s exists and is not a socket", path)
 	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+	c, err := net.DialTimeout("unix", path, time.Second)
+	if errors.Is(err, unix.ECONNREFUSED) {
+		return os.Remove(path) // nobody listens
+	}
+	if err == nil {
 		c.Close()
 		return fmt.Errorf("%s is in use by another process", path)
 	}
-	return os.Remove(path)
+	// EAGAIN is a process that is too busy to take one more; for the rest it can't be known.
+	return fmt.Errorf("%s may be in use by another process: %w", path, err)
 }
 
 func (e *engine) run() error {

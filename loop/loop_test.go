@@ -11,12 +11,15 @@ import (
 	"net"
 	"net/netip"
 	"net/smtp"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fastedge/fastedge/pool"
 	"github.com/fastedge/fastedge/queue"
@@ -691,6 +694,46 @@ func TestASocketPathThatIsSomethingElseIsNotRemoved(t *testing.T) {
 	_, err := New(Options{Listeners: []Listener{{Name: "x", Network: "unix", Address: t.TempDir()}}})
 	if err == nil || !strings.Contains(err.Error(), "not a socket") {
 		t.Fatalf("a folder in the socket's place: %v", err)
+	}
+}
+
+func TestASocketPathThatGnetWouldReadAsAnotherIsRefused(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "mail")
+	if err := os.MkdirAll(filepath.Join(dir, "keep"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{dir + "#1", dir + "?1", dir + "/keep/../sock"} {
+		if _, err := New(Options{Listeners: []Listener{{Name: "x", Network: "unix", Address: path}}}); err == nil {
+			t.Errorf("%s taken", path)
+		}
+	}
+	percent := filepath.Join(t.TempDir(), "50%25 off")
+	s := start(t, func(o *Options, _ *session.Options) { o.Listeners[0].Network, o.Listeners[0].Address = "unix", percent })
+	dial(t, "unix", s.Addr(0)).expect("220")
+}
+
+func TestTheSocketOfABusyProcessIsNotRemoved(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "busy.sock")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: path}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for { // until its backlog is full
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			break
+		}
+		defer c.Close()
+	}
+	if _, err := New(Options{Listeners: []Listener{{Name: "x", Network: "unix", Address: path}}}); err == nil {
+		t.Error("the path of a process that listens was taken")
+	}
+	if _, err := os.Lstat(path); err != nil {
+		t.Errorf("its socket is gone: %v", err)
 	}
 }
 
