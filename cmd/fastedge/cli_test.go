@@ -213,7 +213,7 @@ func queueVerbs(t *testing.T, dir string, ids []envelope.ID) {
 }
 
 // signalled drives supervise with a server that drains when asked to, or never.
-func signalled(t *testing.T, drains bool, signals ...os.Signal) (err error, reloads int) {
+func signalled(t *testing.T, drains bool, signals ...os.Signal) (reloads int, err error) {
 	t.Helper()
 	c := make(chan os.Signal, len(signals))
 	for _, s := range signals {
@@ -226,20 +226,21 @@ func signalled(t *testing.T, drains bool, signals ...os.Signal) (err error, relo
 		<-ctx.Done()
 		return nil
 	}
-	return supervise(run, c, func() { reloads++ }, slog.New(slog.DiscardHandler)), reloads
+	err = supervise(run, c, func() { reloads++ }, slog.New(slog.DiscardHandler))
+	return reloads, err
 }
 
 func TestSignals(t *testing.T) {
-	if err, n := signalled(t, true, syscall.SIGHUP, syscall.SIGHUP, syscall.SIGTERM); err != nil || n != 2 {
+	if n, err := signalled(t, true, syscall.SIGHUP, syscall.SIGHUP, syscall.SIGTERM); err != nil || n != 2 {
 		t.Errorf("HUP, HUP, TERM: %v after %d reloads", err, n)
 	}
-	if err, _ := signalled(t, true, syscall.SIGINT); err != nil {
+	if _, err := signalled(t, true, syscall.SIGINT); err != nil {
 		t.Errorf("INT: %v", err)
 	}
-	if err, _ := signalled(t, false, syscall.SIGTERM, syscall.SIGINT); !errors.Is(err, errStopped) {
+	if _, err := signalled(t, false, syscall.SIGTERM, syscall.SIGINT); !errors.Is(err, errStopped) {
 		t.Errorf("TERM, INT: %v", err)
 	}
-	if err, n := signalled(t, false, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGTERM); !errors.Is(err, errStopped) || n != 1 {
+	if n, err := signalled(t, false, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGTERM); !errors.Is(err, errStopped) || n != 1 {
 		t.Errorf("TERM, HUP, TERM: %v", err)
 	}
 	boom := errors.New("boom")
