@@ -261,11 +261,13 @@ func (c *conn) gone() {
 		c.lp.wheel.remove(c)
 		c.placed = false
 	}
-	c.sess.Abort()
+	// Counted first: should a broken session panic in Abort, its place is free all the same.
 	lp := c.lp
-	if lp.conns.Add(-1) == 0 {
-		lp.res.Envelopes.Chunks.Trim(lonelyChunkBytes)
-	}
+	left := lp.conns.Add(-1)
 	lp.srv.open.Add(-1)
 	lp.meter.OpenConnections(int(c.listener), -1)
+	c.sess.Abort()
+	if left == 0 {
+		lp.res.Envelopes.Chunks.Trim(lonelyChunkBytes)
+	}
 }

@@ -53,8 +53,13 @@ func (r runnable) Run(context.Context) error { r(); return nil }
 
 func (x loopExecutor) execute(f func()) { _ = x.el.Execute(context.Background(), runnable(f)) }
 
-func (s *Server) newEngines() error {
+func (s *Server) newEngines() (err error) {
 	tcp := &engine{srv: s, loops: s.o.Loops}
+	defer func() {
+		if err != nil {
+			tcp.release()
+		}
+	}()
 	for i, l := range s.o.Listeners {
 		e, addr, target := tcp, l.Address, ""
 		switch l.Network {
@@ -64,6 +69,9 @@ func (s *Server) newEngines() error {
 				return fmt.Errorf("loop: listener %q: %w", l.Name, err)
 			}
 			tcp.reserved = append(tcp.reserved, hold)
+			if slices.Contains(tcp.addrs, bound) {
+				return fmt.Errorf("loop: listener %q: %s is another listener's address too", l.Name, bound)
+			}
 			addr, target = bound, "tcp://"+bound
 		case "unix":
 			var err error
@@ -226,11 +234,15 @@ func (e *engine) run() error {
 // bootedNow lets go of the reservations: gnet's own listeners hold the ports, or never will.
 func (e *engine) bootedNow() {
 	e.once.Do(func() {
-		for _, r := range e.reserved {
-			r.release()
-		}
+		e.release()
 		close(e.booted)
 	})
+}
+
+func (e *engine) release() {
+	for _, r := range e.reserved {
+		r.release()
+	}
 }
 
 // stop ends the engine and all its connections. It returns at once; run returns when all is closed.
@@ -279,20 +291,21 @@ func (e *engine) OnOpen(gc gnet.Conn) (greeting []byte, action gnet.Action) {
 	now := time.Now()
 	li := e.listenerOf(gc)
 	l := &e.srv.o.Listeners[li]
-	switch {
-	case e.srv.draining.Load():
-		lp.meter.Connection(li, ConnDraining)
-		return replyDraining.AppendTo(lp.out[:0]), gnet.Close
-	case e.srv.open.Load() >= int64(e.srv.o.MaxConnections):
+	if !e.srv.admit() {
 		lp.meter.Connection(li, ConnOverLimit)
 		return replyTooMany.AppendTo(lp.out[:0]), gnet.Close
+	}
+	// Counted first: Drain, which sets the flag first, sees this connection or is seen by it.
+	if e.srv.draining.Load() {
+		e.srv.open.Add(-1)
+		lp.meter.Connection(li, ConnDraining)
+		return replyDraining.AppendTo(lp.out[:0]), gnet.Close
 	}
 	if lp.conns.Load() == 0 {
 		lp.checkRoom() // no tick has looked since the loop had its last connection
 	}
 	c := &conn{sock: socket{gc}, lp: lp, listener: uint16(li)}
 	gc.SetContext(c)
-	e.srv.open.Add(1)
 	lp.conns.Add(1)
 	lp.meter.Connection(li, ConnAccepted)
 	lp.meter.OpenConnections(li, 1)

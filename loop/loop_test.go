@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -406,6 +407,25 @@ func TestConnectionLimitIsExactAndNamed(t *testing.T) {
 	s.dial().expect("220")
 }
 
+func TestConnectionLimitIsExactOverAllLoops(t *testing.T) {
+	s := &Server{o: Options{MaxConnections: 1000}}
+	var admitted atomic.Int64
+	var loops sync.WaitGroup
+	for range 8 {
+		loops.Go(func() {
+			for range 1000 {
+				if s.admit() {
+					admitted.Add(1)
+				}
+			}
+		})
+	}
+	loops.Wait()
+	if admitted.Load() != 1000 || s.Connections() != 1000 {
+		t.Errorf("%d admitted and %d counted, want 1000", admitted.Load(), s.Connections())
+	}
+}
+
 func TestAClientThatFloodsBehindASuspendedSessionIsBounded(t *testing.T) {
 	s := start(t, nil)
 	s.hold()
@@ -687,6 +707,57 @@ func TestAnAddressInUseIsAnError(t *testing.T) {
 	_, err := New(Options{Listeners: []Listener{{Name: "x", Network: "tcp", Address: s.Addr(0)}}, Writer: s.writer})
 	if err == nil || !strings.Contains(err.Error(), "in use") {
 		t.Fatalf("second server on the same port: %v", err)
+	}
+}
+
+// freePort gives an address that is free, and a function that says whether it is free again, reserved by nobody.
+func freePort(t *testing.T) (addr string, free func() bool) {
+	strict := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		return errors.Join(c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 0) }), err)
+	}}
+	listen := func(addr string) string {
+		l, err := strict.Listen(context.Background(), "tcp", addr)
+		if err != nil {
+			return ""
+		}
+		defer l.Close()
+		return l.Addr().String()
+	}
+	if addr = listen("127.0.0.1:0"); addr == "" {
+		t.Fatal("no free port")
+	}
+	return addr, func() bool { return listen(addr) != "" }
+}
+
+func TestAServerThatDoesNotServeLetsGoOfItsPorts(t *testing.T) {
+	addr, free := freePort(t)
+	good := Listener{Name: "good", Network: "tcp", Address: addr}
+	s, err := New(Options{Listeners: []Listener{good}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if free() {
+		t.Fatal("the port is not held for Serve")
+	}
+	s.Close()
+	if !free() {
+		t.Error("the port is held after Close")
+	}
+	if err := s.Serve(); err != nil {
+		t.Errorf("Serve after Close: %v", err)
+	}
+	if _, err := New(Options{Listeners: []Listener{good, {Name: "bad", Network: "carrier pigeon"}}}); err == nil {
+		t.Error("a network that does not exist was taken")
+	}
+	if !free() {
+		t.Error("the port is held after New failed")
+	}
+	if _, err := New(Options{Listeners: []Listener{good, good}}); err == nil {
+		t.Error("two listeners on one address were taken: clients of the second would be the first one's")
+	}
+	if !free() {
+		t.Error("the port is held after New refused it for a second listener")
 	}
 }
 

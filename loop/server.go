@@ -117,8 +117,9 @@ type Server struct {
 	draining atomic.Bool
 	stopping atomic.Bool
 
-	mu    sync.Mutex
-	loops atomic.Pointer[[]*loop] // copy on write under mu
+	mu      sync.Mutex
+	serving bool                    // under mu
+	loops   atomic.Pointer[[]*loop] // copy on write under mu
 }
 
 // New binds the listeners, so that an address in use is an error here. Serve runs them.
@@ -167,8 +168,28 @@ func (s *Server) Addr(i int) string {
 // Connections says how many are open. Any goroutine.
 func (s *Server) Connections() int { return int(s.open.Load()) }
 
-// Serve runs the event loops until Drain or Close ends them, or one of them fails. It blocks.
+// admit counts one more connection unless that would be too many, to the connection, whatever other loops admit meanwhile.
+func (s *Server) admit() bool {
+	for {
+		n := s.open.Load()
+		if n >= int64(s.o.MaxConnections) {
+			return false
+		}
+		if s.open.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+// Serve runs the event loops until Close ends them, or one of them fails. It blocks. After Close it returns at once.
 func (s *Server) Serve() error {
+	s.mu.Lock()
+	closed := s.stopping.Load()
+	s.serving = !closed
+	s.mu.Unlock()
+	if closed {
+		return nil
+	}
 	stopTick := make(chan struct{})
 	defer close(stopTick)
 	go s.ticker(stopTick)
@@ -221,13 +242,19 @@ func (s *Server) Drain(ctx context.Context) error {
 	return nil
 }
 
-// Close ends the event loops and with them every connection. Serve returns.
+// Close ends the event loops and with them every connection. Serve returns. Without Serve it lets go of the ports.
 func (s *Server) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.stopping.Swap(true) {
 		return
 	}
 	for _, e := range s.engines {
-		e.stop()
+		if s.serving {
+			e.stop()
+		} else {
+			e.bootedNow()
+		}
 	}
 }
 
