@@ -593,6 +593,33 @@ func TestAMessageWhoseClientLeftBeforeTheCommitStays(t *testing.T) {
 	waitFor(t, "its memory to come back", func() bool { return s.o.Budget.Used() == 0 })
 }
 
+func TestAMessageCommittedAfterTheLoopsEndedIsLoggedAndLeaksNothing(t *testing.T) {
+	var lines lockedBuffer
+	s := start(t, func(o *Options, _ *session.Options) { o.Lines = &lines })
+	s.hold()
+	c := s.dial()
+	c.expect("220")
+	c.send("EHLO c\r\n" + group + "x\r\n.\r\n")
+	c.expect("250", "250", "250", "354")
+	waitFor(t, "the message to reach the writer", func() bool { n, _ := s.writer.Pending(); return n == 1 })
+	s.Server.Close()
+	if err := <-s.served; err != nil {
+		t.Fatal(err)
+	}
+	s.served <- nil
+	s.release()
+	if err := s.writer.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	s.Settle()
+	if id := s.backend.all()[0].id; !strings.Contains(lines.String(), id) {
+		t.Errorf("message %s is queued and not in the log %q", id, lines.String())
+	}
+	if s.meter.events[EventOrphan].Load() != 1 || s.o.Budget.Used() != 0 {
+		t.Errorf("%d orphans, %d bytes held, want 1 and 0", s.meter.events[EventOrphan].Load(), s.o.Budget.Used())
+	}
+}
+
 func TestConnectionsThatBreakOffLeakNothing(t *testing.T) {
 	s := start(t, nil)
 	for i := range 200 {

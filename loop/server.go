@@ -210,10 +210,17 @@ func (s *Server) Serve() error {
 			s.Close()
 		}
 	}
-	for _, lp := range *s.loops.Load() {
-		lp.flushLines() // nobody else touches a loop that has ended
-	}
+	s.Settle()
 	return first
+}
+
+// Settle does what was posted to the loops after they ended: messages whose commit came later than Close are logged and counted, and
+// their memory is given back. It is called after Serve has returned, once the Writer is closed; nobody else touches the loops then.
+func (s *Server) Settle() {
+	for _, lp := range *s.loops.Load() {
+		lp.runMailbox()
+		lp.flushLines()
+	}
 }
 
 // WaitUp returns when every listener takes connections, or Serve has failed. Serve must have been called or be called by another goroutine.

@@ -227,6 +227,7 @@ func (s *server) drain(served <-chan struct{}, stopRelay func(), relayed <-chan 
 	if err := s.writer.Close(commit); err != nil {
 		s.log.Warn("drain: queue", "error", err)
 	}
+	s.loops.Settle()
 	stopRelay()
 	<-relayed
 	s.log.Info("drained", "seconds", time.Since(start).Seconds())
