@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // epollOf finds the epoll descriptor that watches fd, or -1. gnet keeps it to itself, but Linux shows in /proc what each epoll
@@ -26,7 +28,13 @@ func epollOf(fd int) int {
 		if err != nil || !strings.Contains(string(info), want) {
 			continue
 		}
-		if n, err := strconv.Atoi(l.Name()); err == nil {
+		n, err := strconv.Atoi(l.Name())
+		if err != nil {
+			continue
+		}
+		// What is listed may be an earlier socket with this number, of which a copy is open. Asking for what gnet has asked for
+		// already changes nothing, and fails for any other socket.
+		if unix.EpollCtl(n, unix.EPOLL_CTL_MOD, fd, &unix.EpollEvent{Fd: int32(fd), Events: unix.EPOLLIN | unix.EPOLLPRI}) == nil {
 			return n
 		}
 	}
