@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode"
 
@@ -401,4 +402,30 @@ func TestHumanUnits(t *testing.T) {
 			t.Errorf("%d: %s, want %s", n, got, want)
 		}
 	}
+}
+
+func TestALogThatNobodyReadsDoesNotKeepTheProcessFromEnding(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := &stuck{release: make(chan struct{})}
+		w := newLogWriter(out, 100)
+		w.Write([]byte("one\n"))
+		synctest.Wait() // it is being written
+		start := time.Now()
+		if err := w.Close(); !errors.Is(err, errLogNotRead) || time.Since(start) != maxLastLines {
+			t.Errorf("Close gave %v after %v, want an error after %v", err, time.Since(start), maxLastLines)
+		}
+		close(out.release)
+		<-w.done
+	})
+}
+
+func TestEveryDroppedLogLineCounts(t *testing.T) {
+	out := &stuck{release: make(chan struct{})}
+	w := newLogWriter(out, 10)
+	w.Write([]byte("a\nb\nc\nd\ne\nf\n"))
+	if n := w.Dropped(); n != 6 {
+		t.Errorf("%d lines dropped, want 6", n)
+	}
+	close(out.release)
+	w.Close()
 }

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"sync"
+	"time"
 	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -102,12 +105,12 @@ func newLogWriter(out io.Writer, max int) *logWriter {
 	return w
 }
 
-// Write takes whole lines, or drops them and counts one. It never blocks and never fails.
+// Write takes whole lines, or drops and counts them. It never blocks and never fails.
 func (w *logWriter) Write(line []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed || len(w.waiting)+len(line) > w.max {
-		w.dropped++
+		w.dropped += uint64(bytes.Count(line, []byte{'\n'}))
 		return len(line), nil
 	}
 	if len(w.waiting) == 0 {
@@ -142,12 +145,21 @@ func (w *logWriter) Dropped() uint64 {
 	return w.dropped
 }
 
-// Close writes what is waiting. Later lines are dropped.
+// maxLastLines is how long the end waits for whoever reads the log: a paused terminal must not keep the process from ending.
+const maxLastLines = 2 * time.Second
+
+var errLogNotRead = errors.New("the log is not read, its last lines are lost")
+
+// Close writes what is waiting, if it can be written by and by. Later lines are dropped.
 func (w *logWriter) Close() error {
 	w.mu.Lock()
 	w.closed = true
 	w.more.Signal()
 	w.mu.Unlock()
-	<-w.done
-	return nil
+	select {
+	case <-w.done:
+		return nil
+	case <-time.After(maxLastLines):
+		return errLogNotRead
+	}
 }
