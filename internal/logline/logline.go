@@ -8,6 +8,7 @@ package logline
 import (
 	"strconv"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -116,8 +117,8 @@ func (f Format) Bytes(dst []byte, key string, v []byte) []byte {
 			i++
 		default:
 			r, n := utf8.DecodeRune(v[i:])
-			// Line and paragraph separators and C1 controls may break a line in what shows the log.
-			if r == utf8.RuneError && n == 1 || r == 0x2028 || r == 0x2029 || r < 0xA0 {
+			// Line and paragraph separators, C1 controls and marks that turn the direction of text are obeyed by what shows the log.
+			if r == utf8.RuneError && n == 1 || !unicode.IsPrint(r) {
 				dst = append(dst, "\uFFFD"...)
 			} else {
 				dst = append(dst, v[i:i+n]...)

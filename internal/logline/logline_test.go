@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -45,7 +46,7 @@ func TestLinesLookLikeSlogs(t *testing.T) {
 
 // FuzzBytes: whatever the value, the line stays one line and JSON gives a value back.
 func FuzzBytes(f *testing.F) {
-	for _, s := range []string{"", "a@b", "a b", "x\r\ny", "\x00\x1b[31m", `"\`, "ü–日", "\xff\xfe", "\u2028", "=", "\x7f\u0085"} {
+	for _, s := range []string{"", "a@b", "a b", "x\r\ny", "\x00\x1b[31m", `"\`, "ü–日", "\xff\xfe", "\u2028", "=", "\x7f\u0085", "\u202egro.elpmaxe@a\u2066"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, v []byte) {
@@ -58,6 +59,9 @@ func FuzzBytes(f *testing.F) {
 				if c < ' ' || c == 0x7F {
 					t.Fatalf("control character in %q", got)
 				}
+			}
+			if i := bytes.IndexFunc(got[:len(got)-1], func(r rune) bool { return !unicode.IsPrint(r) }); i >= 0 {
+				t.Fatalf("%q may be obeyed by a terminal", got[i:])
 			}
 			if !utf8.Valid(got) {
 				t.Fatalf("not UTF-8: %q", got)
@@ -73,7 +77,7 @@ func FuzzBytes(f *testing.F) {
 		if back.Size != 409 {
 			t.Fatalf("the value broke out: %s", line(JSON, v))
 		}
-		if s := string(v); utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r == 0x2028 || r == 0x2029 || r >= 0x7F && r < 0xA0 }) && back.From != s {
+		if s := string(v); utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r >= 0x7F && !unicode.IsPrint(r) }) && back.From != s {
 			t.Fatalf("%q came back as %q", s, back.From)
 		}
 	})
