@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"os"
@@ -342,5 +343,63 @@ func TestTermCutsOffWhoeverIsNotDoneInTime(t *testing.T) {
 	}
 	if n := len(stored(t, dir)); n != 1 {
 		t.Errorf("%d messages, want the acknowledged one", n)
+	}
+}
+
+// Edge and next hop are killed by turns while mail passes both: everything acknowledged arrives, unaltered. What was in hand arrives
+// twice, which is counted and not forbidden (RFC 5321 §4.5.4.1, RFC 1047).
+func TestKill9WhileHandingOnLosesNothingAcknowledged(t *testing.T) {
+	cycles := 6
+	if testing.Short() {
+		cycles = 2
+	}
+	dir, hopDir := t.TempDir(), t.TempDir()
+	hop := serve(t, hopDir, minimalConfig)
+	addr := hop.addr[0]
+	hopConfig := strings.Replace(minimalConfig, "127.0.0.1:0", addr, 1)
+	config := minimalConfig + "[relay]\nnext_hop = [\"smtp://" + addr + "\"]\nretry = [\"100ms\"]\n"
+	acked := map[[32]byte]bool{}
+	for i := range cycles {
+		p := serve(t, dir, config)
+		l := startLoad(p.addr[0], 8)
+		p.wait("some load", func() bool { return l.acknowledged() > 100 })
+		if i%2 == 1 {
+			hop.kill()
+		}
+		p.wait("more load", func() bool { return l.acknowledged() > 200 })
+		p.kill()
+		close(l.stop)
+		l.wg.Wait()
+		for _, sum := range l.acked {
+			acked[sum] = true
+		}
+		if i%2 == 1 {
+			hop = serve(t, hopDir, hopConfig)
+		}
+	}
+	p := serve(t, dir, config)
+	p.wait("the queue to be empty", func() bool {
+		m := p.stat(t).Messages
+		return m["ready"]+m["leased"]+m["waiting"] == 0
+	})
+	p.term()
+	hop.term()
+	arrived, twice := map[[32]byte]bool{}, 0
+	for _, data := range stored(t, hopDir) {
+		sum := sha256.Sum256(withoutTrace(t, data))
+		if arrived[sum] {
+			twice++
+		}
+		arrived[sum] = true
+	}
+	lost := 0
+	for sum := range acked {
+		if !arrived[sum] {
+			lost++
+		}
+	}
+	t.Logf("%d kills of the edge, %d of the next hop: %d acknowledged, %d arrived, %d of them again", cycles, cycles/2, len(acked), len(arrived), twice)
+	if lost > 0 {
+		t.Errorf("%d of %d acknowledged messages did not arrive as they were", lost, len(acked))
 	}
 }
