@@ -152,6 +152,9 @@ func (c *conn) boundStash(now time.Time) {
 		return
 	}
 	if c.pause() {
+		if n := c.unsent(); n > 0 {
+			c.block(n, now) // for the tick to send it
+		}
 		return
 	}
 	// No way to pause here (no /proc, another system): beyond four times the limit the client is cut off.
@@ -169,6 +172,11 @@ func (c *conn) boundStash(now time.Time) {
 // connection is blocked no longer (or was, and is again, and flush has listed it).
 func (c *conn) lookAtBlocked(now time.Time) (settled bool) {
 	defer c.lp.recovered(c)
+	if c.paused {
+		if c.sendUnsent(); c.closed {
+			return true
+		}
+	}
 	n := c.unsent()
 	switch {
 	case n == 0:
@@ -176,7 +184,9 @@ func (c *conn) lookAtBlocked(now time.Time) (settled bool) {
 		switch {
 		case c.ending:
 			c.finish(now)
-		case !c.suspended && !c.lingering:
+		case c.suspended:
+			c.boundStash(now) // sending has switched reading on again
+		case !c.lingering:
 			c.burst(now, c.lp.out[:0], session.NeedInput)
 		}
 		return true
@@ -232,6 +242,7 @@ func (c *conn) finish(now time.Time) {
 	if n := c.unsent(); n > 0 {
 		c.ending = true
 		c.consumeAll()
+		c.resume() // what comes now is dropped
 		c.block(n, now)
 		return
 	}

@@ -504,6 +504,33 @@ func TestACommitDoesNotFeedASessionWhoseClientDoesNotRead(t *testing.T) {
 	}
 }
 
+func TestAClientThatSendsFasterThanItReadsIsBoundedHoweverLongItGoesOn(t *testing.T) {
+	s := start(t, func(o *Options, _ *session.Options) { o.Loops = 1; o.MaxStashBytes = 4 << 10 })
+	c := s.dial()
+	c.Conn.(*net.TCPConn).SetReadBuffer(32 << 10)
+	c.expect("220")
+	go func() {
+		for flood := strings.Repeat("EHLO c\r\n", 10_000); ; {
+			if _, err := io.WriteString(c.Conn, flood); err != nil {
+				return
+			}
+		}
+	}()
+	// Each time that it has read everything there is, gnet reads the socket again.
+	most := 0
+	for range 40 {
+		if _, err := io.CopyN(io.Discard, c.r, 256<<10); err != nil {
+			t.Fatal(err)
+		}
+		s.onLoop(func(lp *loop) {
+			lp.wheel.each(func(c *conn) { most = max(most, c.buffered()) })
+		})
+	}
+	if most > s.o.MaxStashBytes+64<<10 {
+		t.Errorf("%d bytes piled up behind a session that was stopped", most)
+	}
+}
+
 func TestASlowReaderThatGoesOnReadingIsServed(t *testing.T) {
 	s := start(t, func(o *Options, _ *session.Options) { o.UnreadTimeout = 5 * time.Second })
 	c := s.dial()

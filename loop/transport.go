@@ -79,18 +79,24 @@ func (c *conn) shutdownWrite() {
 	}
 }
 
-// pause stops reading the socket and says whether it could. gnet may switch reading on again when it has sent what was left of
-// the replies; readable then pauses anew.
+// sendUnsent tries to write what the kernel did not take yet. Like write it may close the connection.
+func (c *conn) sendUnsent() {
+	if !c.closed {
+		c.sock.gc.Flush()
+	}
+}
+
+// pause stops reading the socket and says whether it could. No events are asked for, so that a FIN is not seen: a client that
+// half-closed still gets its reply. Errors are always told.
+//
+// Being writable is not asked for either, though replies may wait: gnet reads again once it has sent them, 64 KiB each time before we are
+// asked, and a client that keeps up with its replies but sends more than it takes to make them would fill the memory. The caller sees to
+// it that sendUnsent is called.
 func (c *conn) pause() bool {
 	if c.closed || c.lp.epoll < 0 {
 		return c.closed
 	}
-	// With no events asked for, a FIN is not seen: a client that half-closed still gets its reply. Errors are always told.
-	events := uint32(0)
-	if c.unsent() > 0 {
-		events = unix.EPOLLOUT
-	}
-	if !c.setEvents(events) {
+	if !c.setEvents(0) {
 		return false
 	}
 	if !c.paused {
