@@ -6,16 +6,22 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"syscall"
 )
 
-// reservedDescriptors are what the process needs besides client and next-hop connections: 16 loops with an epoll and an event descriptor
-// and a socket per listener each, segments, logs, admin connections, and room for what libraries open.
+// reservedDescriptors are what the process needs besides client and next-hop connections, at the least: segments, logs, admin
+// connections, room for what libraries open, and what a few loops need.
 const reservedDescriptors = 256
 
 // Descriptors is how many file descriptors the process may need.
-func (c *Config) Descriptors() uint64 {
-	return uint64(c.Limits.Connections) + uint64(c.Relay.Connections) + reservedDescriptors
+func (c *Config) Descriptors() uint64 { return c.descriptorsFor(runtime.NumCPU()) }
+
+// descriptorsFor counts with so many event loops. Each has an epoll and an event descriptor, a socket per listener, and at times a
+// connection over the limit that it is refusing.
+func (c *Config) descriptorsFor(loops int) uint64 {
+	reserved := max(reservedDescriptors, reservedDescriptors*3/4+loops*(3+len(c.Listen)))
+	return uint64(c.Limits.Connections) + uint64(c.Relay.Connections) + uint64(reserved)
 }
 
 // CheckMachine asks whether this machine offers what the configuration needs. It changes nothing but the process's own limit of open

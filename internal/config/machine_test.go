@@ -131,3 +131,14 @@ func TestSoftLimitIsRaised(t *testing.T) {
 		t.Errorf("lowered to %d", got)
 	}
 }
+
+func TestEveryLoopHasItsDescriptorsReserved(t *testing.T) {
+	c, err := Load("", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	few, many := c.descriptorsFor(2), c.descriptorsFor(128)
+	if want := few - reservedDescriptors + 128*uint64(3+len(c.Listen)); few != c.descriptorsFor(1) || many < want {
+		t.Errorf("2 loops need %d, 128 need %d, want %d or more", few, many, want)
+	}
+}
