@@ -325,6 +325,7 @@ func (l *ackLog) flush(sync bool) error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	s := l.s
+	s.writeIndexes()
 	s.mu.Lock()
 	if sync && l.lastSeg != nil {
 		if !l.lastSeg.sealed {

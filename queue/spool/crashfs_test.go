@@ -18,15 +18,16 @@ import (
 // crashFS is a file system in memory that knows which bytes and directory entries are durable. Crash gives what could be found after a
 // power cut: everything synced, of the rest any sectors of any writes, and the first few of the directory changes.
 type crashFS struct {
-	mu      sync.Mutex
-	rng     *rand.Rand
-	dead    bool // the machine this file system ran on is off
-	locked  bool
-	dieIn   int // changes until the power is cut; zero is never
-	files   map[string]*inode
-	durable map[string]*inode
-	dirOps  []dirOp
-	space   int64 // left to write; negative is unlimited
+	bytesRead int // by ReadAt; protected by mu
+	mu        sync.Mutex
+	rng       *rand.Rand
+	dead      bool // the machine this file system ran on is off
+	locked    bool
+	dieIn     int // changes until the power is cut; zero is never
+	files     map[string]*inode
+	durable   map[string]*inode
+	dirOps    []dirOp
+	space     int64 // left to write; negative is unlimited
 
 	failSync  func(name string) error // asked before each sync
 	failWrite func(name string) error
@@ -295,6 +296,7 @@ func (f *crashFile) ReadAt(p []byte, off int64) (int, error) {
 		return 0, io.EOF
 	}
 	n := copy(p, f.f.data[off:])
+	f.c.bytesRead += n
 	if n < len(p) {
 		return n, io.EOF
 	}

@@ -13,6 +13,7 @@
 //
 //	lock          flock of the process that has the spool open; its number as text
 //	NNNNNNNN.seg  a segment: messages. The number grows and is never used again.
+//	NNNNNNNN.idx  where the records of that segment are: a hint that spares reading the segment at the next start
 //	NNNNNNNN.ack  the ack log: what has become of the messages. There is one, or two for a moment; the higher number counts.
 //	*.ack.tmp     an ack log being written; removed by Open
 //	*.damaged     a file that could not be read, set aside for the operator; never touched again
@@ -59,6 +60,16 @@
 //	7       1      kind: 1 done, 2 state, 3 mark, 4 bitmap, 5 counters, 6 hole; acks.go has the payloads
 //	8       n      payload
 //
+// An index file is a row of blocks, each with the entries of some records that follow one another:
+//
+//	offset  width
+//	0       4      "FEi1"
+//	4       4      checksum of the rest of the block
+//	8       8      sequence number of the first record
+//	16      8      where the segment's next batch starts
+//	24      8      number of entries
+//	32      40     an entry: id, offset, lengths of envelope, trace field and data (16, 8, 4, 4 and 8 bytes)
+//
 // # How it is written
 //
 // Commit writes a batch with one pwritev, straight from the messages' chunks, and one fdatasync. The segment has been filled with
@@ -74,6 +85,8 @@
 // A segment is removed, or renamed and used again, when all its messages are done. Commit does not touch an older segment, and Open never
 // appends to one: it seals what it finds, and the first commit begins a new one.
 //
+// Index files are written with the ack log, a block at a time, and never synced; a batch is noted there when it is durable.
+//
 // The ack log is written every 50 ms and synced every second, and rewritten from memory when it has grown to four times what it needs.
 //
 // # States after a crash, and what Open does with each
@@ -81,6 +94,7 @@
 //	a segment whose header has another number     being renamed for reuse: empty; used or removed
 //	a segment of zeros, or without records        being prepared: empty; used or removed
 //	a segment with neither header intact          damage: set aside, reported; the rest is opened
+//	an index file, or as much of it as is intact   its records are where it says; the segment is read from there on
 //	a sealed segment                              headers only are read, up to the end noted in the ack log
 //	a segment without an end noted                headers are read, and whole records behind the last note; it is synced, cut and sealed
 //	  records after the last batch's start:

@@ -54,6 +54,10 @@ func (s *Spool) index(seg *segment, msgs []message, end int64) {
 	}
 	s.written.Add(end - seg.end)
 	seg.end = end
+	if s.o.Durability == Fsync { // otherwise the index could be on disk before what it speaks of
+		seg.idx.note(msgs, end)
+		s.wantIndex(seg)
+	}
 	for i := range msgs {
 		m := &msgs[i]
 		m.next = now

@@ -106,6 +106,7 @@ func (s *Spool) findFiles() (segments, logs []uint64, err error) {
 		return nil, nil, err
 	}
 	s.nextSegment = 1
+	var indexes []uint64
 	for _, name := range names {
 		base, ext, _ := strings.Cut(name, ".")
 		number, err := strconv.ParseUint(base, 10, 63)
@@ -118,10 +119,17 @@ func (s *Spool) findFiles() (segments, logs []uint64, err error) {
 			fallthrough
 		case "seg.damaged":
 			s.nextSegment = max(s.nextSegment, number+1)
+		case "idx":
+			indexes = append(indexes, number)
 		case "ack":
 			logs = append(logs, number)
 		case "ack.tmp":
 			s.o.FS.Remove(s.path(name))
+		}
+	}
+	for _, number := range indexes {
+		if !slices.Contains(segments, number) {
+			s.dropIndex(number)
 		}
 	}
 	slices.Sort(segments)
@@ -224,7 +232,8 @@ func (s *Spool) recoverSegment(number uint64, notes notes, w *window) error {
 	} else if marked {
 		checkFrom = m.end
 	}
-	found := scan(w, seg.seed, limit, checkFrom)
+	known := s.readIndex(number, seg.seed, limit)
+	found := scan(w, seg.seed, limit, checkFrom, known)
 	// What lies before durable was there when something later was written or noted: if it is wrong now, it was damaged since. The rest
 	// is the last batch, which may never have been acknowledged.
 	durable := found.durable
@@ -256,6 +265,11 @@ func (s *Spool) recoverSegment(number uint64, notes notes, w *window) error {
 		return nil
 	}
 	seg.sealed, seg.cut = true, marked && m.kind == markCut
+	seg.idx.size = known.size
+	if rest := found.msgs[len(known.msgs):]; len(rest) > 0 && len(found.bad) == 0 && len(found.gaps) == 0 && s.o.Durability == Fsync {
+		seg.idx.note(rest, found.end) // synced below, if it was not noted as sealed
+		s.wantIndex(seg)
+	}
 	s.addFound(seg, &found, durable)
 	if sealed {
 		s.files.add(seg)
@@ -409,10 +423,16 @@ type scanned struct {
 
 // scan goes through the records before limit by their headers, skipping envelopes and data; from checkFrom on it verifies those too. Where
 // there is no intact header it looks for one at each recordAlign up to limit.
-func scan(w *window, seed uint32, limit, checkFrom int64) (found scanned) {
-	found.end = min(fileHeaderBytes, limit)
+// What the index file knows is taken from there: those records were durable, and are verified when they are read.
+func scan(w *window, seed uint32, limit, checkFrom int64, known indexed) (found scanned) {
+	found.msgs = known.msgs
+	found.end = min(known.end, limit)
 	found.exact = found.end
-	expected := int64(fileHeaderBytes) // where a record should be
+	if len(known.msgs) > 0 {
+		found.durable = known.end
+	}
+	expected := known.end // where a record should be
+	w.far = false
 	for off := expected; off+recordHeaderBytes <= limit; {
 		b := w.at(off, recordHeaderBytes)
 		h, ok := parseRecordHeader(b, seed)
@@ -425,6 +445,9 @@ func scan(w *window, seed uint32, limit, checkFrom int64) (found scanned) {
 			}
 		}
 		if !ok {
+			if off == expected && w.blank(off, min(blankBytes, limit-off)) {
+				break // each batch follows on the one before: behind the last one there are only zeros
+			}
 			off += recordAlign
 			continue
 		}
@@ -457,7 +480,7 @@ type window struct {
 
 // reset makes w read another file.
 func (w *window) reset(file File, size int64) {
-	w.file, w.size, w.buf, w.far = file, size, w.buf[:0], false
+	w.file, w.size, w.buf, w.far = file, size, w.buf[:0], true // the header alone may be wanted
 }
 
 // at gives n bytes at off, borrowed until the next call, or nil behind the end. What the disk does not give reads as zeros.
@@ -488,6 +511,12 @@ func (w *window) at(off int64, n int) []byte {
 		return nil
 	}
 	return w.buf[:n]
+}
+
+// blank says that there are n zeros at off.
+func (w *window) blank(off, n int64) bool {
+	b := w.at(off, int(n))
+	return b != nil && allZero(b)
 }
 
 // intact verifies envelope and data of the record at off.

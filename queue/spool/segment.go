@@ -22,6 +22,8 @@ type segment struct {
 	end       int64 // where the next batch starts; belongs to the committer, fixed once sealed
 	forgotten int64 // up to here the page cache was told to let go; the committer's
 
+	idx indexFile
+
 	// The rest is protected by Spool.mu.
 	firstSeq uint64
 	msgs     []*message // of record firstSeq+i; nil when that one is done, or never was
@@ -231,6 +233,7 @@ func (s *Spool) retireStep() {
 			s.o.Log.Warn("spool: finished segment not removed", "segment", seg.number, "error", err)
 			continue
 		}
+		s.dropIndex(seg.number)
 		removed = append(removed, seg.number)
 	}
 	s.left(removed)
@@ -293,6 +296,7 @@ func (s *Spool) renew(old *segment) (*segment, error) {
 		old.file.Close()
 		return nil, fmt.Errorf("rename segment %d to %d: %w", old.number, number, err)
 	}
+	s.dropIndex(old.number)
 	if err = s.syncDir(); err == nil {
 		s.mu.Lock()
 		delete(s.leaving, old.number)

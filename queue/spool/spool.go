@@ -78,6 +78,7 @@ const (
 	forgetBytes       = 4 << 20   // of a segment are dropped from the page cache at once
 	smallRecordBytes  = 256 << 10 // up to this a leased message is read at once and kept in memory until settled
 	scanWindowBytes   = 1 << 20   // read at a time at recovery and when a large message is verified
+	blankBytes        = 64 << 10  // of zeros where a record should be are the end of a segment
 	maxScratchBytes   = 4 << 20   // kept between commits for headers and envelopes
 	inlineDataBytes   = 1 << 10   // shorter data is copied beside its header: cheaper than one more buffer for the kernel
 	maxReplyBytes     = 512       // of a reply or reason that is kept
@@ -148,6 +149,7 @@ type Spool struct {
 	closed      bool
 	nextSegment uint64
 	segments    []*segment // with records, in the order of use
+	indexing    []*segment // with something to write to their index files
 	ready       *segment   // prepared in the background, empty
 	spares      []*segment // whole files whose messages are all done
 	retired     []*segment // to be closed and removed, or made spares

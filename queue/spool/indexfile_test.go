@@ -1,0 +1,106 @@
+package spool
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/fastedge/fastedge/envelope"
+)
+
+// withMail gives a file system as kill -9 leaves it, with messages whose records are all noted in the index file.
+func withMail(t *testing.T) (fx *fixture, texts map[envelope.ID][]byte, total int) {
+	fx = newFixture(t, Options{SegmentSize: 1 << 20})
+	texts = map[envelope.ID][]byte{}
+	for range 20 {
+		for _, m := range fx.mustCommit(3000, 10, 4000, 0, 2500) {
+			texts[m.ID] = m.Text
+			total += len(m.Text)
+		}
+		if err := fx.acks.flush(true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return fx, texts, total
+}
+
+func checkTexts(t *testing.T, got, want map[envelope.ID][]byte) {
+	t.Helper()
+	if len(got) != len(want) {
+		t.Fatalf("%d messages, want %d", len(got), len(want))
+	}
+	for id, text := range want {
+		if !bytes.Equal(got[id], text) {
+			t.Fatalf("message %s came back altered", id)
+		}
+	}
+}
+
+func TestARestartReadsTheIndexInsteadOfTheSegments(t *testing.T) {
+	fx, want, total := withMail(t)
+	after := fx.fs.Kill()
+	after.bytesRead = 0
+	fx.open(after)
+	if read := after.bytesRead; read > total/5 {
+		t.Errorf("%d bytes read at the start for %d bytes of mail", read, total)
+	}
+	checkTexts(t, drain(t, fx.Spool), want)
+}
+
+func TestWithoutItsIndexOrWithHalfOfItASegmentIsReadAgain(t *testing.T) {
+	fx, want, _ := withMail(t)
+	base := fx.fs.Kill()
+	name := ""
+	for n := range base.files {
+		if strings.HasSuffix(n, ".idx") {
+			name = n
+		}
+	}
+	if name == "" {
+		t.Fatal("no index file")
+	}
+	whole := len(base.files[name].data)
+	for n := 0; n < whole; n += 1 + n/40 {
+		torn := base.Clone()
+		torn.files[name].data = torn.files[name].data[:n]
+		fx.open(torn)
+		checkTexts(t, drain(t, fx.Spool), want)
+	}
+	gone := base.Clone()
+	if err := gone.Remove(name); err != nil {
+		t.Fatal(err)
+	}
+	fx.open(gone)
+	checkTexts(t, drain(t, fx.Spool), want)
+}
+
+func TestAnIndexFileGoesWithItsSegment(t *testing.T) {
+	fx, want, _ := withMail(t)
+	checkTexts(t, drain(t, fx.Spool), want)
+	if err := fx.Close(); err != nil {
+		t.Fatal(err)
+	}
+	fx.open(fx.fs.Kill())
+	if err := fx.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for name := range fx.fs.files {
+		if strings.HasSuffix(name, ".idx") {
+			t.Errorf("%s is still there, and no mail is", name)
+		}
+	}
+}
+
+func TestAnIndexOfAnotherUseOfTheFileIsNotBelieved(t *testing.T) {
+	fx, want, _ := withMail(t)
+	other, _, _ := withMail(t)
+	foreign := other.fs.Kill()
+	mixed := fx.fs.Kill()
+	for name, f := range foreign.files {
+		if strings.HasSuffix(name, ".idx") && mixed.files[name] != nil {
+			mixed.files[name].data = f.data
+		}
+	}
+	fx.open(mixed)
+	checkTexts(t, drain(t, fx.Spool), want)
+}
