@@ -230,12 +230,13 @@ func (lp *loop) tick(now time.Time) {
 // checkRoom decides whether a MAIL command may start a message now.
 func (lp *loop) checkRoom() {
 	b := lp.srv.o.Budget
+	lp.res.RefuseReason = session.ReasonNone
 	switch {
 	case lp.srv.draining.Load():
 		lp.res.Refuse = &replyDraining
 	case b != nil && b.Max() > 0 && b.Used() > b.Max()/4*3:
 		// What is left is for the messages that have begun.
-		lp.res.Refuse = &replyMemory
+		lp.res.Refuse, lp.res.RefuseReason = &replyMemory, session.ReasonMemory
 	default:
 		lp.res.Refuse = refusal(lp.srv.o.Writer.Room())
 	}

@@ -27,7 +27,7 @@ func (lp *loop) Refused(s *session.Session, stage session.Stage, r *smtpcodec.Re
 	lp.meter.Refusal(stage, reason, r.Code)
 	c := lp.cur
 	bit := uint64(1) << (uint(reason) & 63)
-	if c.logged&bit != 0 {
+	if c.logged&bit != 0 || reason == session.ReasonShutdown { // the latter befalls everybody at once
 		return
 	}
 	c.logged |= bit

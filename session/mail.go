@@ -50,7 +50,11 @@ func (s *Session) mail(arg []byte, now time.Time, out []byte) []byte {
 	case a.Size > s.sv.MaxMessageBytes:
 		return s.refuse(out, StageMail, &s.sv.oversized, arg) // RFC 1870 §6.1
 	case s.res.Refuse != nil:
-		return s.refuseWith(out, StageMail, s.res.Refuse, reasonOf(s.res.Refuse), arg)
+		why := s.res.RefuseReason
+		if why == ReasonNone {
+			why = reasonOf(s.res.Refuse)
+		}
+		return s.refuseWith(out, StageMail, s.res.Refuse, why, arg)
 	}
 
 	tx := s.res.transaction()

@@ -129,6 +129,8 @@ type Resources struct {
 	Envelopes *envelope.List
 	// Refuse, when set, is the answer to MAIL: 452 4.3.1 when memory or disk is short, 421 4.3.2 (which closes) while draining.
 	Refuse *smtpcodec.Reply
+	// RefuseReason says why, where the reply's code can't: memory rather than disk. ReasonNone leaves it to the code.
+	RefuseReason Reason
 	// Observer is told of every reply; may be nil.
 	Observer Observer
 

@@ -233,6 +233,7 @@ func TestWithoutMemoryMailIs452AndTakenAgainAfterwards(t *testing.T) {
 		}
 		return strings.HasPrefix(reply, "452 4.3.1") && strings.Contains(reply, "limits.memory")
 	})
+	p.wait("the reason in the log", func() bool { return strings.Contains(p.log.String(), `"reason":"memory"`) })
 	accepted, refused := 0, 0
 	for _, c := range open {
 		reply, err := c.talk(".\r\n", "")

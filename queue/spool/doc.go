@@ -87,7 +87,7 @@
 //
 // Index files are written with the ack log, a block at a time, and never synced; a batch is noted there when it is durable.
 //
-// The ack log is written every 50 ms and synced every second, and rewritten from memory when it has grown to four times what it needs.
+// The ack log is written every 10 ms and synced every second, and rewritten from memory when it has grown to four times what it needs.
 //
 // # States after a crash, and what Open does with each
 //

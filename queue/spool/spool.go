@@ -83,7 +83,7 @@ const (
 	inlineDataBytes   = 1 << 10   // shorter data is copied beside its header: cheaper than one more buffer for the kernel
 	maxReplyBytes     = 512       // of a reply or reason that is kept
 	ackBatchRecords   = 256       // that many settled messages are written at once without waiting
-	ackWriteEvery     = 50 * time.Millisecond
+	ackWriteEvery     = 10 * time.Millisecond
 	ackSyncEvery      = time.Second
 	retryAfterTrouble = time.Second
 )
