@@ -54,7 +54,7 @@ var door = map[string][]string{
 	"github.com/alecthomas/kong":          {"cmd/fastedge"},
 	"github.com/prometheus/client_golang": {"internal/metrics"},
 	"github.com/prometheus/client_model":  {"internal/metrics"},
-	"golang.org/x/sys/unix":               {"loop", "queue/spool", "internal/config", "cmd/fastedge", "bench/gen"},
+	"golang.org/x/sys/unix":               {"loop"},
 }
 
 // pure packages decide and convert; they see no socket, file, clock or goroutine.
