@@ -116,7 +116,7 @@ func (e *Envelope) Release() {
 	}
 	e.Data.Release()
 	recipients, arena, home := e.Recipients, e.arena, e.home
-	if poisoning {
+	if pool.Poisoning() {
 		for i := range arena {
 			arena[i] = 0xDB
 		}

@@ -27,6 +27,17 @@ const MaxChunkBytes = 128 << 10
 // poisoning is set in test binaries: released chunks are overwritten with poisonByte.
 var poisoning = testing.Testing()
 
+// Poisoning says whether what is released is overwritten, here and in package envelope.
+func Poisoning() bool { return poisoning }
+
+// WithoutPoison calls f with poisoning off: for benchmarks, and tests that count allocations. No other goroutine may use the package.
+func WithoutPoison(f func()) {
+	was := poisoning
+	poisoning = false
+	defer func() { poisoning = was }()
+	f()
+}
+
 const poisonByte = 0xDB
 
 // Budget bounds the bytes of all chunks in use across goroutines. The zero value has no limit.

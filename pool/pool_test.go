@@ -149,17 +149,17 @@ func TestSharedListServesManyGoroutines(t *testing.T) {
 
 func TestGetAndReleaseDoNotAllocate(t *testing.T) {
 	l := NewList(1<<20, NewBudget(1<<20))
-	poisoning = false
-	defer func() { poisoning = true }()
-	if n := testing.AllocsPerRun(1000, func() { l.Get(4096).Release() }); n != 0 {
-		t.Errorf("%v allocations, want 0", n)
-	}
+	WithoutPoison(func() {
+		if n := testing.AllocsPerRun(1000, func() { l.Get(4096).Release() }); n != 0 {
+			t.Errorf("%v allocations, want 0", n)
+		}
+	})
 }
 
 // The baselines are what one would write without thinking: a fresh buffer per message, and a sync.Pool.
-func BenchmarkChunk(b *testing.B) {
-	poisoning = false
-	defer func() { poisoning = true }()
+func BenchmarkChunk(b *testing.B) { WithoutPoison(func() { benchChunk(b) }) }
+
+func benchChunk(b *testing.B) {
 	body := make([]byte, 4096)
 	b.Run("list", func(b *testing.B) {
 		b.ReportAllocs()
@@ -191,9 +191,9 @@ func BenchmarkChunk(b *testing.B) {
 	})
 }
 
-func BenchmarkChain(b *testing.B) {
-	poisoning = false
-	defer func() { poisoning = true }()
+func BenchmarkChain(b *testing.B) { WithoutPoison(func() { benchChain(b) }) }
+
+func benchChain(b *testing.B) {
 	part := make([]byte, 16<<10)
 	b.Run("list/size=1MiB", func(b *testing.B) {
 		b.ReportAllocs()

@@ -8,10 +8,10 @@ import (
 	"testing"
 
 	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/pool"
 )
 
-// The dialogue that is measured: one message of 4 KiB in an open session, after EHLO. In a test binary Release overwrites the 8 KiB
-// chunk of each message (package pool), which is near half of what BenchmarkFeed shows; a server does not pay for that.
+// The dialogue that is measured: one message of 4 KiB in an open session, after EHLO.
 func benchMessage(recipients int) (commands []string, data string) {
 	commands = append(commands, "MAIL FROM:<sender@client.example.com> SIZE=4096 BODY=8BITMIME\r\n")
 	for i := range recipients {
@@ -21,7 +21,9 @@ func benchMessage(recipients int) (commands []string, data string) {
 	return append(commands, "DATA\r\n"), data
 }
 
-func BenchmarkFeed(b *testing.B) {
+func BenchmarkFeed(b *testing.B) { pool.WithoutPoison(func() { benchFeed(b) }) }
+
+func benchFeed(b *testing.B) {
 	for _, c := range []struct {
 		name       string
 		recipients int
