@@ -1,12 +1,12 @@
 // Report turns what bench/server, bench/idle and bench/packages measured into tables.
 //
-//	go run ./bench/report                      # write the tables of bench/results into README.md
+//	go run ./bench/report                      # write the tables of bench/results into README.md and bench/README.md
 //	go run ./bench/report print FILE           # print the table of one result
 //	go run ./bench/report collect [-connections N] [-counter NAME] FACTS RUNS
 //	go run ./bench/report gobench FACTS OUTPUT # used by the scripts: one JSON object for each run, or the output of
 //	                                           # go test -bench, to a result
 //
-// README.md says where a table goes with a pair of markers, each on a line of its own:
+// These files say where a table goes with a pair of markers, each on a line of its own:
 //
 //	<!-- bench:server -->
 //	<!-- /bench -->
@@ -34,6 +34,9 @@ func main() {
 	}
 }
 
+// readmes are the files with tables, from the top of the repository.
+var readmes = []string{"README.md", filepath.Join("bench", "README.md")}
+
 func run(args []string) error {
 	verb := ""
 	if len(args) > 0 {
@@ -41,7 +44,12 @@ func run(args []string) error {
 	}
 	switch verb {
 	case "":
-		return writeReadme("README.md", filepath.Join("bench", "results"))
+		for _, path := range readmes {
+			if err := writeReadme(path, filepath.Join("bench", "results")); err != nil {
+				return err
+			}
+		}
+		return nil
 	case "print":
 		if len(args) != 2 {
 			return errors.New("usage: report print FILE")

@@ -8,21 +8,23 @@ import (
 	"testing"
 )
 
-// The one test that keeps README honest: its tables are what bench/results says, to the byte.
+// The one test that keeps the documents honest: their tables are what bench/results says, to the byte.
 func TestReadmeTablesAgreeWithResults(t *testing.T) {
-	text, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Skip("no README.md")
-	}
-	want, pairs, err := fillMarkers(text, "../results")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if pairs == 0 {
-		t.Skip("README.md has no markers")
-	}
-	if !bytes.Equal(text, want) {
-		t.Error("README.md disagrees with bench/results; run: go run ./bench/report")
+	for _, path := range readmes {
+		text, err := os.ReadFile(filepath.Join("..", "..", path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, pairs, err := fillMarkers(text, "../results")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pairs == 0 {
+			t.Errorf("%s has no tables", path)
+		}
+		if !bytes.Equal(text, want) {
+			t.Errorf("%s disagrees with bench/results; run: go run ./bench/report", path)
+		}
 	}
 }
 
