@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/fastedge/fastedge/envelope"
@@ -140,13 +141,16 @@ func NewServer(h http.Handler, log *slog.Logger) *http.Server {
 
 // Listen opens the unix socket at path with mode 0660. A socket that a dead process left is replaced; one that answers is an error.
 func Listen(path string) (net.Listener, error) {
-	if conn, err := net.Dial("unix", path); err == nil {
-		conn.Close()
-		return nil, fmt.Errorf("admin: another fastedge listens on %s", path)
-	}
 	if info, err := os.Lstat(path); err == nil {
 		if info.Mode()&os.ModeSocket == 0 {
 			return nil, fmt.Errorf("admin: %s exists and is not a socket", path)
+		}
+		// Only a refused connection means that nobody is there: a live process may just be too busy to answer.
+		if conn, err := net.Dial("unix", path); !errors.Is(err, syscall.ECONNREFUSED) {
+			if err == nil {
+				conn.Close()
+			}
+			return nil, fmt.Errorf("admin: another fastedge listens on %s", path)
 		}
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("admin: remove stale socket: %w", err)

@@ -160,9 +160,8 @@ func (l *loader) tryUnix(key, path string) (busy bool) {
 		return false
 	}
 	conn, err := net.Dial("unix", path)
-	if err != nil {
-		return false // left over: nobody answers
+	if err == nil {
+		conn.Close()
 	}
-	conn.Close()
-	return true
+	return !errors.Is(err, syscall.ECONNREFUSED) // refused: left over, nobody is there
 }
