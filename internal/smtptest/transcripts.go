@@ -13,10 +13,6 @@ import (
 
 var update = flag.Bool("update", false, "write the S and M lines of transcripts that do not match anew")
 
-// maxEveryCut is the number of client bytes up to which a transcript is cut at every position. Longer ones, which have long lines or big
-// messages, are cut around every CR, LF and dot and at every 61st byte.
-const maxEveryCut = 2500
-
 // Run runs every transcript that pattern names, each as a subtest.
 func Run(t *testing.T, pattern string) {
 	paths, err := filepath.Glob(pattern)
@@ -64,23 +60,12 @@ func runFile(t *testing.T, path string) {
 	}
 	same("byte by byte", func(int, byte) bool { return true })
 	same("line by line", func(_ int, prev byte) bool { return prev == '\n' })
-	stream := clientBytes(lines)
 	for p := 1; p < total; p++ {
-		if total <= maxEveryCut || p%61 == 0 || strings.IndexByte("\r\n.", stream[p]) >= 0 || strings.IndexByte("\r\n.", stream[p-1]) >= 0 {
-			same(fmt.Sprintf("cut at byte %d", p), func(i int, _ byte) bool { return i == p })
-		}
+		same(fmt.Sprintf("cut at byte %d", p), func(i int, _ byte) bool { return i == p })
 	}
 }
 
 func inOnePiece(int, byte) bool { return false }
-
-func clientBytes(lines []line) []byte {
-	var all []byte
-	for _, l := range lines {
-		all = append(all, l.data...)
-	}
-	return all
-}
 
 // play runs a transcript once and gives the server's lines. cut says whether to cut the client's stream in front of its byte i; prev
 // is the byte before.
