@@ -87,7 +87,7 @@ func (s *Spool) commitPart(batch []*queue.Submission) int {
 
 // forgetHeld drops from the page cache what nobody will read for a while: mail that is held for want of a next hop. Its pages are used
 // again for the next batches, instead of pushing out everything else; where memory is fresh (a virtual machine that gets it page by page)
-// that makes the write of a 64 KiB message up to ten times as fast. Mail with a next hop is read at once, from the cache.
+// the first touch of each page costs more than the copy into it. Mail with a next hop is read at once, from the cache.
 func (s *Spool) forgetHeld(seg *segment) {
 	n := seg.end - seg.forgotten
 	if n < forgetBytes || s.o.Durability == OS {

@@ -104,3 +104,44 @@ func TestAnIndexOfAnotherUseOfTheFileIsNotBelieved(t *testing.T) {
 	fx.open(mixed)
 	checkTexts(t, drain(t, fx.Spool), want)
 }
+
+// Zeros where a record should be end the search only behind what is known to have been written: a stretch that the disk has lost must not
+// take the mail behind it along.
+func TestALostStretchOfASegmentDoesNotHideWhatLiesBehindIt(t *testing.T) {
+	for _, how := range []string{"killed", "closed", "without an ack log"} {
+		t.Run(how, func(t *testing.T) {
+			fx, want, _ := withMail(t)
+			from := fx.segments[0].msgs[5].off // where the second batch begins
+			lost := map[envelope.ID]bool{}
+			for _, m := range fx.segments[0].msgs {
+				if m.off >= from && m.off < from+128<<10 {
+					lost[m.id] = true
+				}
+			}
+			if how == "closed" {
+				if err := fx.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			after := fx.fs.Kill()
+			for name, f := range after.files {
+				switch {
+				case strings.HasSuffix(name, ".seg") && int64(len(f.data)) > from+128<<10:
+					clear(f.data[from : from+128<<10])
+				case strings.HasSuffix(name, ".idx"), how == "without an ack log" && strings.HasSuffix(name, ".ack"):
+					delete(after.files, name)
+				}
+			}
+			fx.open(after)
+			got := drain(t, fx.Spool)
+			for id, text := range want {
+				if !lost[id] && !bytes.Equal(got[id], text) {
+					t.Fatalf("message %s lies outside the lost stretch and is gone; %d of %d came back, %d were wiped", id, len(got), len(want), len(lost))
+				}
+			}
+			if len(lost) == 0 || len(lost) == len(want) || fx.Stats().Damaged == 0 {
+				t.Errorf("%d of %d wiped, damaged %d", len(lost), len(want), fx.Stats().Damaged)
+			}
+		})
+	}
+}

@@ -233,7 +233,17 @@ func (s *Spool) recoverSegment(number uint64, notes notes, w *window) error {
 		checkFrom = m.end
 	}
 	known := s.readIndex(number, seg.seed, limit)
-	found := scan(w, seg.seed, limit, checkFrom, known)
+	// Where writing may have ended: behind a note, or the index. Where neither is known, zeros may be what the disk has lost. But a segment that took
+	// mail is in the index within milliseconds and in the ack log within a second: one that is in neither and begins with zeros was only prepared.
+	endsFrom := int64(math.MaxInt64)
+	switch {
+	case sealed:
+	case marked, len(known.msgs) > 0:
+		endsFrom = max(checkFrom, known.end)
+	case s.acks.file != nil && w.blank(fileHeaderBytes, min(blankBytes, max(size-fileHeaderBytes, 0))):
+		endsFrom = fileHeaderBytes
+	}
+	found := scan(w, seg.seed, limit, checkFrom, endsFrom, known)
 	// What lies before durable was there when something later was written or noted: if it is wrong now, it was damaged since. The rest
 	// is the last batch, which may never have been acknowledged.
 	durable := found.durable
@@ -247,19 +257,7 @@ func (s *Spool) recoverSegment(number uint64, notes notes, w *window) error {
 		seg.end = end
 	}
 	seg.holes = found.gaps
-	for _, g := range found.gaps {
-		if slices.Contains(notes.holes[number], g) {
-			continue
-		}
-		s.acks.hole(seg, g)
-		if g.from < durable {
-			s.stats.Damaged++
-			s.o.Log.Error("spool: a damaged record is skipped", "segment", number, "offset", g.from, "bytes", g.to-g.from, "claims", g.claim(w))
-		} else {
-			s.o.Log.Warn("spool: an unfinished record is skipped in the last batch, which was not followed by another", "segment", number,
-				"offset", g.from, "bytes", g.to-g.from, "claims", g.claim(w))
-		}
-	}
+	s.reportGaps(seg, notes, durable, w)
 	if len(found.msgs) == 0 && !sealed && durable <= fileHeaderBytes {
 		s.keepEmpty(seg)
 		return nil
@@ -289,6 +287,23 @@ func (s *Spool) recoverSegment(number uint64, notes notes, w *window) error {
 	seg.size = seg.end
 	s.files.add(seg)
 	return f.SyncData()
+}
+
+// reportGaps tells of the stretches without an intact record that were not told of before.
+func (s *Spool) reportGaps(seg *segment, notes notes, durable int64, w *window) {
+	for _, g := range seg.holes {
+		if slices.Contains(notes.holes[seg.number], g) {
+			continue
+		}
+		s.acks.hole(seg, g)
+		if g.from < durable {
+			s.stats.Damaged++
+			s.o.Log.Error("spool: a damaged record is skipped", "segment", seg.number, "offset", g.from, "bytes", g.to-g.from, "claims", g.claim(w))
+		} else {
+			s.o.Log.Warn("spool: an unfinished record is skipped in the last batch, which was not followed by another", "segment", seg.number,
+				"offset", g.from, "bytes", g.to-g.from, "claims", g.claim(w))
+		}
+	}
 }
 
 // addFound makes the index of a segment.
@@ -423,8 +438,9 @@ type scanned struct {
 
 // scan goes through the records before limit by their headers, skipping envelopes and data; from checkFrom on it verifies those too. Where
 // there is no intact header it looks for one at each recordAlign up to limit.
-// What the index file knows is taken from there: those records were durable, and are verified when they are read.
-func scan(w *window, seed uint32, limit, checkFrom int64, known indexed) (found scanned) {
+// From endsFrom on a stretch of zeros ends the search. What the index file knows is taken from there: those records were durable, and are
+// verified when they are read.
+func scan(w *window, seed uint32, limit, checkFrom, endsFrom int64, known indexed) (found scanned) {
 	found.msgs = known.msgs
 	found.end = min(known.end, limit)
 	found.exact = found.end
@@ -445,7 +461,7 @@ func scan(w *window, seed uint32, limit, checkFrom int64, known indexed) (found 
 			}
 		}
 		if !ok {
-			if off == expected && w.blank(off, min(blankBytes, limit-off)) {
+			if off == expected && off >= endsFrom && w.blank(off, min(blankBytes, limit-off)) {
 				break // each batch follows on the one before: behind the last one there are only zeros
 			}
 			off += recordAlign
