@@ -15,8 +15,8 @@ type Chain struct {
 // Len is the number of bytes written.
 func (ch *Chain) Len() int64 { return ch.size }
 
-// Sum is the CRC32C of the bytes written. It is kept while they are written, when they are in the processor's cache: computed at the
-// commit, over some megabytes of other messages, it costs twice as much. It also covers the time that they wait in memory.
+// Sum is the CRC32C of the bytes written. It is kept while they are written, when they are in the processor's cache; at the commit
+// they have left it. It also covers the time that they wait in memory.
 func (ch *Chain) Sum() uint32 { return ch.sum }
 
 // First gives the first chunk, nil when the chain is empty; Chunk.Next leads on.

@@ -77,7 +77,7 @@ func (t *Timeouts) defaults() {
 
 // Options say where messages go and how. Only NextHops must be given.
 type Options struct {
-	// NextHops in order of preference; see ParseNextHop.
+	// NextHops in order of preference.
 	NextHops []NextHop
 	// Hostname is said in EHLO and LHLO. Default: os.Hostname.
 	Hostname string
