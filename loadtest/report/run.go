@@ -37,7 +37,8 @@ type Run struct {
 	Server     *Usage      `json:"server,omitempty"` // with --pid
 	Verdict    *Verdict    `json:"verdict,omitempty"`
 	Thresholds []Threshold `json:"thresholds,omitempty"`
-	Search     []Trial     `json:"search,omitempty"` // with --find-max: every rate that was tried
+	FindMax    string      `json:"find_max,omitempty"` // the condition of --find-max
+	Search     []Trial     `json:"search,omitempty"`   // with --find-max: every rate that was tried
 	Warnings   []Warning   `json:"warnings,omitempty"`
 }
 
@@ -79,6 +80,7 @@ type Machine struct {
 	Host       string  `json:"host"` // a hash: runs of one machine can be told from others without its name
 	CPU        string  `json:"cpu"`
 	Cores      int     `json:"cores"` // that this process may use
+	Platform   string  `json:"platform,omitempty"` // "linux/amd64"
 	Kernel     string  `json:"kernel"`
 	MemoryMiB  int64   `json:"memory_mib"`
 	Go         string  `json:"go"`
@@ -184,9 +186,10 @@ type Verdict struct {
 
 // Threshold is a condition that the user set, such as ack.p99<20ms.
 type Threshold struct {
-	Text   string  `json:"text"`
-	Actual float64 `json:"actual"` // in the unit of the condition: milliseconds, messages a second, or a count
-	Pass   bool    `json:"pass"`
+	Text    string  `json:"text"`
+	Actual  float64 `json:"actual"` // in the unit of the condition: milliseconds, messages a second, or a count
+	Pass    bool    `json:"pass"`
+	Missing string  `json:"missing,omitempty"` // why there is no Actual: "rss: not measured; it takes --pid"
 }
 
 // Trial is one step of --find-max.
