@@ -79,7 +79,7 @@ type Machine struct {
 	Date       string  `json:"date"`
 	Host       string  `json:"host"` // a hash: runs of one machine can be told from others without its name
 	CPU        string  `json:"cpu"`
-	Cores      int     `json:"cores"` // that this process may use
+	Cores      int     `json:"cores"`              // that this process may use
 	Platform   string  `json:"platform,omitempty"` // "linux/amd64"
 	Kernel     string  `json:"kernel"`
 	MemoryMiB  int64   `json:"memory_mib"`
