@@ -5,6 +5,7 @@ import (
 	"encoding/csv"
 	"fmt"
 	"io"
+	"math"
 	"runtime"
 	"strconv"
 	"strings"
@@ -16,7 +17,12 @@ func WriteCSV(w io.Writer, r *Run) error {
 	_ = c.Write([]string{"at_s", "offered_per_s", "acknowledged_per_s", "deferred_per_s", "refused_per_s", "errors_per_s", "dropped_per_s",
 		"in_flight", "waiting", "ack_p50_ms", "ack_p99_ms", "server_cpu_cores", "server_rss_bytes"})
 	n := func(v int64) string { return strconv.FormatInt(v, 10) }
-	f := func(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
+	f := func(v float64) string {
+		if math.Abs(v) < 1e9 {
+			v = math.Round(v*1e4) / 1e4
+		}
+		return strconv.FormatFloat(v, 'f', -1, 64)
+	}
 	for i := range r.Series {
 		s := &r.Series[i]
 		_ = c.Write([]string{f(s.At), n(s.Offered), n(s.Acknowledged), n(s.Deferred), n(s.Refused), n(s.Errors), n(s.Dropped),
@@ -37,6 +43,10 @@ func WriteGoBench(w io.Writer, runs ...*Run) error {
 	b.WriteString("Unit msg/s better=higher\nUnit session/s better=higher\n")
 	head := ""
 	for _, r := range runs {
+		line := benchLine(r)
+		if line == "" {
+			continue
+		}
 		platform := cmp.Or(r.Machine.Platform, runtime.GOOS+"/"+runtime.GOARCH)
 		goos, goarch, _ := strings.Cut(platform, "/")
 		h := fmt.Sprintf("goos: %s\ngoarch: %s\npkg: load\ncpu: %s\n", benchWord(goos), benchWord(goarch), printable(cmp.Or(r.Machine.CPU, "unknown"), 100))
@@ -44,30 +54,32 @@ func WriteGoBench(w io.Writer, runs ...*Run) error {
 			b.WriteString(h)
 			head = h
 		}
-		writeBenchLine(&b, r)
+		b.WriteString(line)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }
 
-func writeBenchLine(b *strings.Builder, r *Run) {
+// benchLine is empty when nothing was measured: a benchmark has one op at least.
+func benchLine(r *Run) string {
 	n, unit := r.Totals.Acknowledged, "msg"
 	if r.Parameters.SessionsOnly {
 		n, unit = r.Totals.Sessions, "session"
 	}
 	if n <= 0 || r.Seconds <= 0 {
-		return // a benchmark line has at least one op
+		return ""
 	}
-	fmt.Fprintf(b, "%s %d %.0f ns/op", benchName(r), n, r.Seconds*1e9/float64(n))
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %d %.0f ns/op", benchName(r), n, r.Seconds*1e9/float64(n))
 	add := func(v float64, unit string) {
-		fmt.Fprintf(b, " %s %s", strconv.FormatFloat(v, 'g', 6, 64), unit)
+		fmt.Fprintf(&b, " %s %s", strconv.FormatFloat(v, 'g', 6, 64), unit)
 	}
 	add(float64(n)/r.Seconds, unit+"/s")
 	if h := r.Phase("ack", "2xx"); h != nil && unit == "msg" {
 		add(h.Ms(50), "ack-p50-ms")
 		add(h.Ms(99), "ack-p99-ms")
 	}
-	if h := r.Phase("session", "2xx"); h != nil {
+	if h := r.Phase("session", "2xx"); h != nil && unit == "session" {
 		add(h.Ms(50), "session-p50-ms")
 		add(h.Ms(99), "session-p99-ms")
 	}
@@ -76,6 +88,7 @@ func writeBenchLine(b *strings.Builder, r *Run) {
 		add(float64(s.PeakRSS)/1e6, "rss-MB")
 	}
 	b.WriteByte('\n')
+	return b.String()
 }
 
 // benchName ends with conns=N: a name that ends with a dash and digits, as a label may, would be taken for GOMAXPROCS.
