@@ -19,12 +19,13 @@ import (
 // Facts says what this machine is. What cannot be found out stays empty; the fields about the disk are left to SyncTimes.
 func Facts() report.Machine {
 	m := report.Machine{
-		Date:   time.Now().UTC().Format(time.DateOnly),
-		Host:   hostHash(),
-		CPU:    fileField("/proc/cpuinfo", "model name"),
-		Cores:  len(Affinity(0)),
-		Kernel: kernel(),
-		Go:     runtime.Version(),
+		Date:     time.Now().UTC().Format(time.DateOnly),
+		Host:     hostHash(),
+		CPU:      fileField("/proc/cpuinfo", "model name"),
+		Cores:    len(Affinity(0)),
+		Kernel:   kernel(),
+		Go:       runtime.Version(),
+		Platform: runtime.GOOS + "/" + runtime.GOARCH,
 	}
 	if m.CPU == "" {
 		m.CPU = runtime.GOARCH // ARM kernels name no model
