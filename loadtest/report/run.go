@@ -35,6 +35,7 @@ type Run struct {
 	Series     []Second    `json:"series"`
 	Generator  Usage       `json:"generator"`
 	Server     *Usage      `json:"server,omitempty"` // with --pid
+	Idle       *Idle       `json:"idle,omitempty"`   // when connections were only held, with --pid
 	Verdict    *Verdict    `json:"verdict,omitempty"`
 	Thresholds []Threshold `json:"thresholds,omitempty"`
 	FindMax    string      `json:"find_max,omitempty"` // the condition of --find-max
@@ -165,6 +166,16 @@ type Usage struct {
 	Processes       int     `json:"processes"` // the most at one time
 	// LagP99Ms is how late the generator's timers fired; generator only.
 	LagP99Ms float64 `json:"lag_p99_ms,omitempty"`
+}
+
+// Idle is the memory of the target's processes before any connection and with all of them held, in bytes: resident, and proportional
+// (each page that several processes share counts once).
+type Idle struct {
+	Connections int   `json:"connections"`
+	RSSBefore   int64 `json:"rss_before_bytes"`
+	RSSAfter    int64 `json:"rss_after_bytes"`
+	PSSBefore   int64 `json:"pss_before_bytes"`
+	PSSAfter    int64 `json:"pss_after_bytes"`
 }
 
 // Verdict is what the ledger says, counted in deliveries: a message to three recipients is three.
