@@ -76,6 +76,8 @@ func run(args []string) error {
 		}
 		res.Connections, res.Counter = *connections, *counter
 		return writeJSON(res)
+	case "evidence":
+		return printEvidence(args[1:])
 	case "gobench":
 		if len(args) != 3 {
 			return errors.New("usage: report gobench FACTS OUTPUT")
@@ -88,6 +90,35 @@ func run(args []string) error {
 	default:
 		return fmt.Errorf("unknown verb %q; want none, print, collect or gobench", verb)
 	}
+}
+
+// printEvidence prints the class that a trace shows and the lines that show it.
+func printEvidence(args []string) error {
+	fl := flag.NewFlagSet("evidence", flag.ContinueOnError)
+	port := fl.Int("port", 0, "of the server")
+	claimed := fl.String("claimed", "", "the class that the server is said to have")
+	if err := fl.Parse(args); err != nil {
+		return err
+	}
+	if fl.NArg() < 2 {
+		return errors.New("usage: report evidence -port PORT [-claimed CLASS] TRACE MARK…")
+	}
+	trace, err := os.ReadFile(fl.Arg(0))
+	if err != nil {
+		return err
+	}
+	e, err := judge(string(trace), *port, fl.Args()[1:])
+	if err != nil {
+		return err
+	}
+	fmt.Println(e.Class)
+	for _, l := range e.Lines {
+		fmt.Println(l)
+	}
+	if *claimed != "" && *claimed != e.Class {
+		return fmt.Errorf("claimed to be %s, and the trace shows %s", *claimed, e.Class)
+	}
+	return nil
 }
 
 func fromFiles(facts, runs string, collect func(facts, runs []byte) (result, error)) (result, error) {
