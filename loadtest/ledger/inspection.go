@@ -39,7 +39,8 @@ const (
 // be used again after Reset, and then does not allocate. One goroutine at a time.
 type Inspection struct {
 	register   *Register
-	recipients []byte // of Reset, each with a line feed behind it
+	recipients []byte // of Reset, one after the other
+	ends       []int  // where each ends
 
 	state    inspected
 	midLine  bool   // in a line longer than maxMarkLine
@@ -61,9 +62,10 @@ func NewInspection(register *Register) *Inspection {
 
 // Reset begins another message. Recipients are addresses of the envelope, which Close will enter.
 func (in *Inspection) Reset(recipients ...[]byte) {
-	in.recipients = in.recipients[:0]
+	in.recipients, in.ends = in.recipients[:0], in.ends[:0]
 	for _, r := range recipients {
-		in.recipients = append(append(in.recipients, r...), '\n') // a line feed can't be in an address of ours
+		in.recipients = append(in.recipients, r...)
+		in.ends = append(in.ends, len(in.recipients))
 	}
 	in.state, in.midLine, in.searched, in.head = beforeMark, false, 0, 0
 	in.held, in.field = in.held[:0], in.field[:0]
@@ -193,11 +195,11 @@ func (in *Inspection) Finish() Finding {
 // Close ends the message and enters it for each recipient. It never fails.
 func (in *Inspection) Close() error {
 	f := in.Finish()
-	for rest := in.recipients; len(rest) > 0; {
-		var r []byte
-		r, rest, _ = bytes.Cut(rest, []byte{'\n'})
-		in.register.Enter(r, f)
+	start := 0
+	for _, end := range in.ends {
+		in.register.Enter(in.recipients[start:end], f)
+		start = end
 	}
-	in.recipients = in.recipients[:0]
+	in.ends = in.ends[:0]
 	return nil
 }
