@@ -29,17 +29,27 @@ func (v *View) drawBlock(s *Snapshot) {
 		if i > 0 {
 			v.newline()
 		}
-		v.out = append(append(v.out, r.out...), eraseRight...)
+		if i == len(rows)-1 {
+			v.out = append(v.out, eraseBelow...)
+		}
+		if r.cols < width {
+			v.out = append(append(v.out, r.out...), eraseRight...)
+		} else { // the cursor stays on the last character: erasing behind would take that
+			v.out = append(append(v.out, eraseRight...), r.out...)
+		}
 		v.drawn = append(v.drawn, r.cols)
 	}
-	v.out = append(v.out, eraseBelow+wrapOn...)
+	v.out = append(v.out, wrapOn...)
 }
 
 // block lays the lines out.
 func (v *View) block(s *Snapshot, width int) (rows []*row) {
 	line := func(label string) *row {
 		r := &row{width: width, color: v.o.Color}
-		r.put(dim, pad(label, -margin))
+		if width >= 3*margin {
+			label = pad(label, 1-margin)
+		}
+		r.put(dim, label+" ")
 		rows = append(rows, r)
 		return r
 	}
@@ -61,18 +71,17 @@ func (v *View) block(s *Snapshot, width int) (rows []*row) {
 	}
 
 	r = line("messages")
-	r.put("", "acked ")
-	r.put(green, count(s.Acknowledged))
-	r.outcome("4xx", yellow, s.Deferred)
-	r.outcome("5xx", red, s.Refused)
-	r.outcome("errors", red, s.Errors)
-	if s.Offered > 0 || s.Dropped > 0 {
-		r.outcome("dropped", red, s.Dropped)
+	r.outcome("acked", green, s.Acknowledged)
+	r.outcome("   4xx", yellow, s.Deferred)
+	r.outcome("   5xx", red, s.Refused)
+	r.outcome("   errors", red, s.Errors)
+	if v.open {
+		r.outcome("   dropped", red, s.Dropped)
 	}
 
 	r = line("now")
 	r.put("", "in flight "+count(int64(s.InFlight)))
-	if s.Offered > 0 || s.Waiting > 0 {
+	if v.open {
 		r.put("", "   waiting "+count(int64(s.Waiting)))
 	}
 	r.put("", "   connections "+count(int64(s.Connections)))
@@ -97,7 +106,7 @@ func (r *row) outcome(name, color string, n int64) {
 	if n == 0 {
 		color = ""
 	}
-	text := "   " + name + " "
+	text := name + " "
 	if r.cols+len(text)+len(count(n)) > r.width {
 		r.full = true // not a name without its figure
 	}

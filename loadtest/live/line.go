@@ -22,7 +22,7 @@ func (v *View) drawLine(s *Snapshot) {
 	r.put("", "  5xx "+figure(1, count(s.Refused)))
 	r.put("", "  err "+figure(1, count(s.Errors)))
 	r.put("", "  in flight "+figure(3, count(int64(s.InFlight))))
-	if s.Offered > 0 {
+	if v.open {
 		r.put("", "  waiting "+figure(1, count(int64(s.Waiting)))+"  dropped "+figure(1, count(s.Dropped)))
 	}
 	r.put("", "  ack p50 "+figure(7, v.latency(s.AckP50))+" p99 "+figure(7, v.latency(s.AckP99)))

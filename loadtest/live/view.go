@@ -6,6 +6,7 @@ package live
 
 import (
 	"io"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -47,7 +48,9 @@ type View struct {
 	out  []byte
 	rate []float64 // a value for each second, the last one still changing
 	at   time.Duration
+	open bool // arrivals were offered once: what only an open loop has is shown from then on
 
+	last  Snapshot
 	drawn []int // widths of the lines of the block on the terminal; nil: there is none
 	pads  []int // of lines: how wide each figure was so far
 }
@@ -61,6 +64,7 @@ func New(w io.Writer, o Options) *View { return &View{w: w, o: o} }
 // Draw shows a snapshot.
 func (v *View) Draw(s Snapshot) {
 	v.note(s)
+	v.last = s
 	v.out = v.out[:0]
 	if v.o.Terminal {
 		v.drawBlock(&s)
@@ -73,9 +77,13 @@ func (v *View) Draw(s Snapshot) {
 // Print writes a line of text that stays, above the block.
 func (v *View) Print(text string) {
 	v.out = v.out[:0]
+	block := v.drawn != nil
 	v.erase()
 	v.out = append(v.out, printable(text)...)
 	v.newline()
+	if block {
+		v.drawBlock(&v.last)
+	}
 	v.w.Write(v.out)
 }
 
@@ -98,7 +106,10 @@ func (v *View) note(s Snapshot) {
 		v.rate = append(v.rate, 0)
 		v.at = second
 	}
-	v.rate[len(v.rate)-1] = s.Rate
+	if s.Rate >= 0 && !math.IsInf(s.Rate, 1) { // nor not a number
+		v.rate[len(v.rate)-1] = s.Rate
+	}
+	v.open = v.open || s.Offered > 0
 }
 
 // Control sequences that every terminal since the VT100 has.
@@ -187,6 +198,9 @@ func (r *row) put(color, text string) bool {
 		return false
 	}
 	r.cols += n
+	if text == "" {
+		return true
+	}
 	if r.color && color != "" {
 		r.out = append(append(append(r.out, "\x1b["...), color...), 'm')
 		r.out = append(append(r.out, text...), "\x1b[0m"...)
