@@ -167,5 +167,6 @@ func idle() *Run {
 	return &Run{Schema: Schema, Tool: "fastedge loadtest", ID: "00", Started: time.Date(2026, 11, 22, 14, 0, 0, 0, time.UTC),
 		Parameters: Parameters{Protocol: "smtp", Loop: "closed", Connections: 5000, Idle: true}, Seconds: 5, Ended: "duration",
 		Totals: Totals{Sessions: 0}, Phases: []Phase{{"connect", "2xx", h}},
+		Idle:   &Idle{Connections: 5000, RSSBefore: 20 << 20, RSSAfter: 96 << 20, PSSBefore: 18 << 20, PSSAfter: 93 << 20},
 		Server: &Usage{CPUSeconds: 0.21, PeakRSS: 96 << 20, ContextSwitches: 1, Processes: 1}}
 }

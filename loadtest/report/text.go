@@ -333,6 +333,9 @@ func (b *block) usage(r *Run) {
 		}
 		b.line("server", "%s", line)
 	}
+	if r.Idle != nil {
+		b.line("memory", "%s", r.Idle.sentence())
+	}
 	if r.Generator == (Usage{}) {
 		return
 	}
@@ -341,6 +344,18 @@ func (b *block) usage(r *Run) {
 		line = fmt.Sprintf("%s of a core (of %d)", percent(share(r.Generator.CPUSeconds, r.Seconds)), r.Machine.Cores)
 	}
 	b.line("generator", "%s   lag p99 %s", line, latency(r.Generator.LagP99Ms))
+}
+
+// sentence says what a connection costs that is only held.
+func (i *Idle) sentence() string {
+	s := fmt.Sprintf("RSS %s with no connection, %s with %s", octets(float64(i.RSSBefore)), octets(float64(i.RSSAfter)), grouped(int64(i.Connections)))
+	if n := float64(i.Connections); n > 0 {
+		s += fmt.Sprintf(": %s each", octets(float64(i.RSSAfter-i.RSSBefore)/n))
+		if i.PSSAfter > 0 {
+			s += fmt.Sprintf(", %s of PSS", octets(float64(i.PSSAfter-i.PSSBefore)/n))
+		}
+	}
+	return s
 }
 
 func share(part, whole float64) float64 {
