@@ -251,6 +251,9 @@ func (r *Row) value(s *Spread) (median, spread string) {
 	case 1:
 		return show(s.Median), ""
 	default:
+		if s.Min == s.Max {
+			return show(s.Median), "all"
+		}
 		return show(s.Median), show(s.Min) + " to " + show(s.Max)
 	}
 }

@@ -89,7 +89,10 @@ type outcomeView struct{ Class, Name, Count, Share string }
 type chartView struct {
 	Title, Note string
 	Images      template.HTML
+	Full        bool // as wide as the page
 	Figures     *table
+
+	plot *plot
 }
 
 type verdictView struct {
@@ -122,8 +125,8 @@ type facts struct {
 }
 
 type togetherView struct {
-	Chart chartView
-	Table *table
+	Charts []chartView
+	Table  *table
 }
 
 type comparisonView struct {
@@ -292,11 +295,21 @@ func percentOf(n, total float64) string {
 		return "< 0.01%"
 	case n < total && share > 99.99:
 		return "> 99.99%"
-	case n < total && share > 99:
-		return strconv.FormatFloat(share, 'f', 2, 64) + "%"
-	default:
+	case n == 0 || n == total:
 		return percent(n / total)
+	default:
+		return strconv.FormatFloat(share, 'f', 2, 64) + "%"
 	}
+}
+
+// draw draws the charts, which stand in two columns; of an odd number the first takes both.
+func (p *pageView) draw(charts []chartView) []chartView {
+	for i := range charts {
+		c := &charts[i]
+		c.Full = i == 0 && len(charts)%2 == 1
+		c.Images = c.plot.images(&p.ids, c.Full)
+	}
+	return charts
 }
 
 // maxBins is about the width of a plot in steps of two pixels.
@@ -318,7 +331,7 @@ func (p *pageView) charts(v *runView, r *Run) {
 		}
 	}
 	if len(curves) > 0 {
-		v.Charts = append(v.Charts, p.percentileChart(curves))
+		v.Charts = append(v.Charts, percentileChart(curves))
 	}
 	if bs := bins(r.Series, maxBins); len(bs) > 1 {
 		open := r.Parameters.Loop == "open"
@@ -328,31 +341,32 @@ func (p *pageView) charts(v *runView, r *Run) {
 			if open {
 				note += "; the line is what was offered"
 			}
-			v.Charts = append(v.Charts, p.timeChart("Rate", note, ratePlot(bs, open), r))
+			v.Charts = append(v.Charts, timeChart("Rate", note, ratePlot(bs, open), r))
 		}
 		if some(func(b *bin) float64 { return b.ackP99 }) {
-			v.Charts = append(v.Charts, p.timeChart("Ack latency over time", "From the last octet of a message to its reply, each second", ackPlot(bs), nil))
+			v.Charts = append(v.Charts, timeChart("Ack latency over time", "From the last octet of a message to its reply, each second", ackPlot(bs), nil))
 		}
 		if some(func(b *bin) float64 { return b.waiting }) {
-			v.Charts = append(v.Charts, p.timeChart("Waiting", "Arrivals that had no free connection, at the end of each second",
+			v.Charts = append(v.Charts, timeChart("Waiting", "Arrivals that had no free connection, at the end of each second",
 				gaugePlot("Arrivals waiting", "c-5xx", bs, func(b *bin) float64 { return b.waiting }, tickCount, figure), nil))
 		}
 		if some(func(b *bin) float64 { return b.serverCPU }) {
-			v.Charts = append(v.Charts, p.timeChart("Server CPU", "Cores that the target's processes used",
+			v.Charts = append(v.Charts, timeChart("Server CPU", "Cores that the target's processes used",
 				gaugePlot("Server CPU", "c-cpu", bs, func(b *bin) float64 { return b.serverCPU }, trimmed, func(f float64) string { return figure(f) + " cores" }), nil))
 		}
 		if some(func(b *bin) float64 { return b.memory }) {
-			v.Charts = append(v.Charts, p.timeChart("Server memory", "Resident, of all the target's processes",
+			v.Charts = append(v.Charts, timeChart("Server memory", "Resident, of all the target's processes",
 				gaugePlot("Server memory", "c-rss", bs, func(b *bin) float64 { return b.memory / (1 << 20) }, func(f float64) string { return tickCount(f) + " MiB" },
 					func(f float64) string { return octets(f * (1 << 20)) }), nil))
 		}
 	}
 	if len(r.Search) > 0 {
-		v.Charts = append(v.Charts, p.searchChart(r))
+		v.Charts = append(v.Charts, searchChart(r))
 	}
+	v.Charts = p.draw(v.Charts)
 }
 
-func (p *pageView) percentileChart(curves []named) chartView {
+func percentileChart(curves []named) chartView {
 	t := &table{Caption: "Latency by percentile", Columns: []column{{"percentile", false}}}
 	for _, n := range curves {
 		t.Columns = append(t.Columns, column{n.name, true})
@@ -369,13 +383,13 @@ func (p *pageView) percentileChart(curves []named) chartView {
 		row = append(row, latency(n.h.MaxMs()))
 	}
 	t.Rows = append(t.Rows, row)
-	return chartView{"Latency by percentile", "Share of messages answered within the time; dotted where fewer than ten are slower",
-		percentilePlot("Latency by percentile", curves).both(&p.ids), t}
+	return chartView{Title: "Latency by percentile", Note: "Share answered within the time; dotted where fewer than ten are slower",
+		plot: percentilePlot("Latency by percentile", curves), Figures: t}
 }
 
 // timeChart has the series as its table when r is given, in at most 30 lines; the other plots over time refer to the same table.
-func (p *pageView) timeChart(title, note string, plot *plot, r *Run) chartView {
-	c := chartView{Title: title, Note: note, Images: plot.both(&p.ids)}
+func timeChart(title, note string, plot *plot, r *Run) chartView {
+	c := chartView{Title: title, Note: note, plot: plot}
 	if r == nil {
 		return c
 	}
@@ -390,7 +404,7 @@ func (p *pageView) timeChart(title, note string, plot *plot, r *Run) chartView {
 }
 
 // searchChart shows the trials of --find-max by rate, and where the condition stops to hold.
-func (p *pageView) searchChart(r *Run) chartView {
+func searchChart(r *Run) chartView {
 	trials := slices.Clone(r.Search)
 	slices.SortStableFunc(trials, func(a, b Trial) int { return compareFloat(a.Rate, b.Rate) })
 	condition, err := ParseThreshold(r.FindMax)
@@ -430,7 +444,7 @@ func (p *pageView) searchChart(r *Run) chartView {
 	}
 	pl.description = fmt.Sprintf("The condition %s held up to %s messages a second.", r.FindMax, figure(best))
 	note := fmt.Sprintf("%s held up to %s/s", printable(cmp.Or(r.FindMax, "The condition"), maxConditionBytes), figure(best))
-	return chartView{"Search for the highest rate", note, pl.both(&p.ids), t}
+	return chartView{Title: "Search for the highest rate", Note: note, plot: pl, Figures: t}
 }
 
 func verdict(d *Verdict) *verdictView {
@@ -479,14 +493,15 @@ func phasesTable(r *Run) *table {
 	t := &table{Columns: []column{{"phase", false}, {"outcome", false}, {"count", true}, {"p50", true}, {"p90", true}, {"p99", true}, {"p99.9", true}, {"max", true}}}
 	r.eachPhase(func(name, outcome string, h *Histogram) {
 		row := []string{name, outcome, grouped(h.Count())}
+		unit := latencyScale(h.Ms(50), h.MaxMs())
 		for _, s := range percentiles[:4] {
 			if sampled(h, s.p) {
-				row = append(row, latency(h.Ms(s.p)))
+				row = append(row, figure(h.Ms(s.p)/unit.size)+" "+unit.name)
 			} else {
 				row = append(row, "–")
 			}
 		}
-		t.Rows = append(t.Rows, append(row, latency(h.MaxMs())))
+		t.Rows = append(t.Rows, append(row, figure(h.MaxMs()/unit.size)+" "+unit.name))
 	})
 	if len(t.Rows) == 0 {
 		return nil
@@ -508,7 +523,6 @@ func allFacts(r *Run) []facts {
 			out = append(out, f)
 		}
 	}
-	amount := func(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
 	shareOf := func(v float64) string {
 		if v == 0 {
 			return ""
@@ -516,7 +530,11 @@ func allFacts(r *Run) []facts {
 		return percent(v)
 	}
 	p := &r.Parameters
-	group("Load", [2]string{"Protocol", strings.ToUpper(p.Protocol)}, [2]string{"Loop", p.Loop}, [2]string{"Rate", amount(p.Rate)}, [2]string{"Arrivals", p.Arrivals},
+	rate := ""
+	if p.Rate > 0 {
+		rate = figure(p.Rate) + "/s"
+	}
+	group("Load", [2]string{"Protocol", strings.ToUpper(p.Protocol)}, [2]string{"Loop", p.Loop}, [2]string{"Rate", rate}, [2]string{"Arrivals", p.Arrivals},
 		[2]string{"Ramp", p.Ramp}, [2]string{"Connections", grouped(int64(p.Connections))}, [2]string{"Messages in a session", grouped(int64(p.PerConnection))},
 		[2]string{"Duration", p.Duration}, [2]string{"Messages", grouped(p.Messages)}, [2]string{"Warm-up", p.Warmup}, [2]string{"Profile", p.Profile},
 		[2]string{"Size", p.Size}, [2]string{"Recipients", p.Recipients}, [2]string{"Pipelining", p.Pipelining}, [2]string{"BDAT", shareOf(p.BDAT)},
@@ -527,7 +545,7 @@ func allFacts(r *Run) []facts {
 	m := &r.Machine
 	sync := ""
 	if m.SyncP50Ms > 0 {
-		sync = fmt.Sprintf("p50 %s, p99 %s", latency(m.SyncP50Ms), latency(m.SyncP99Ms))
+		sync = fmt.Sprintf("%s, p99 %s", latency(m.SyncP50Ms), latency(m.SyncP99Ms))
 	}
 	memory := ""
 	if m.MemoryMiB > 0 {
@@ -591,8 +609,9 @@ func (p *pageView) together(runs []*Run) *togetherView {
 	}
 	v := &togetherView{Table: t}
 	if len(curves) > 0 {
-		v.Chart = p.percentileChart(curves)
-		v.Chart.Title = "Ack latency by percentile"
+		chart := percentileChart(curves)
+		chart.Title = "Ack latency by percentile"
+		v.Charts = p.draw([]chartView{chart})
 	}
 	return v
 }
@@ -604,7 +623,7 @@ func (p *pageView) comparison(c *Comparison) *comparisonView {
 		Several: len(c.A) > 1 || len(c.B) > 1, CountA: len(c.A), CountB: len(c.B), Unlike: c.Unlike, Tool: printable(c.B[0].Tool, 100)}
 	for i := range c.Rows {
 		r := &c.Rows[i]
-		row := comparisonRow{Name: upperFirst(r.Name), Change: r.change(), Chance: r.chance(), Judgement: r.judgement()}
+		row := comparisonRow{Name: upperFirst(r.Name), Change: strings.Replace(r.change(), "-", "−", 1), Chance: r.chance(), Judgement: r.judgement()}
 		row.A, row.ASpread = r.value(&r.A)
 		row.B, row.BSpread = r.value(&r.B)
 		v.Rows = append(v.Rows, row)
@@ -621,7 +640,7 @@ func (p *pageView) comparison(c *Comparison) *comparisonView {
 			curves = append(curves, named{"c-run2", printable(b, 16), h})
 		}
 		if len(curves) == 2 {
-			chart := p.percentileChart(curves)
+			chart := percentileChart(curves)
 			chart.Title = upperFirst(phase) + " latency by percentile"
 			if len(c.A) > 1 || len(c.B) > 1 {
 				chart.Note = "All runs of a side together; dotted where fewer than ten are slower"
@@ -629,6 +648,7 @@ func (p *pageView) comparison(c *Comparison) *comparisonView {
 			v.Charts = append(v.Charts, chart)
 		}
 	}
+	v.Charts = p.draw(v.Charts)
 	return v
 }
 

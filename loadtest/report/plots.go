@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// plot is a chart with two axes. It is drawn twice, wide and narrow, and the style sheet shows the one that fits: an image that is
-// merely scaled down to a phone has labels that nobody can read.
+// plot is a chart with two axes. It is drawn in several sizes, and the style sheet shows the one that fits: an image that is merely
+// scaled down to a phone has labels that nobody can read.
 type plot struct {
 	title, description string
 	areas              []curve // stacked, from the bottom
@@ -52,13 +52,18 @@ const (
 	lineHeight = 15.0
 )
 
-// both draws p wide and narrow.
-func (p *plot) both(ids *int) template.HTML {
-	var b strings.Builder
-	for _, size := range []struct {
+// images draws p wide and narrow, and as wide as the page when full.
+func (p *plot) images(ids *int, full bool) template.HTML {
+	type size struct {
 		class         string
 		width, height float64
-	}{{"wide", 560, 250}, {"narrow", 350, 230}} {
+	}
+	sizes := []size{{"wide", 560, 250}, {"narrow", 350, 230}}
+	if full {
+		sizes = append(sizes, size{"full", 1120, 300})
+	}
+	var b strings.Builder
+	for _, size := range sizes {
 		*ids++
 		p.draw(&b, "p"+strconv.Itoa(*ids), "plot "+size.class, size.width, size.height)
 	}
@@ -227,7 +232,7 @@ func tickCount(v float64) string {
 }
 
 func trimmed(v float64) string {
-	return strconv.FormatFloat(math.Round(v*1e6)/1e6, 'f', -1, 64)
+	return strconv.FormatFloat(math.Round(v*1e6)/1e6+0, 'f', -1, 64)
 }
 
 // named is one distribution in a plot of percentiles.
@@ -248,14 +253,16 @@ func percentilePlot(title string, all []named) *plot {
 		end := min(max(math.Log10(float64(n.h.Count())), 0.5), 5)
 		firm := min(max(math.Log10(float64(n.h.Count())/10), 0.31), end)
 		p.xHigh = max(p.xHigh, end)
-		const steps = 160
+		// The first tenth is left out: it falls steeply to the minimum, which would take half of a logarithmic axis.
+		const steps, start = 160, 0.0458
 		ps := make([]float64, steps+1)
+		at := func(i int) float64 { return start + (end-start)*float64(i)/steps }
 		for i := range ps {
-			ps[i] = 100 * (1 - math.Pow(10, -end*float64(i)/steps))
+			ps[i] = 100 * (1 - math.Pow(10, -at(i)))
 		}
 		k := curve{class: n.class, name: n.name}
 		for i, us := range n.h.ValueAtPercentilesSlice(ps) {
-			q := point{end * float64(i) / steps, float64(us) / 1000}
+			q := point{at(i), float64(us) / 1000}
 			if q.x <= firm {
 				k.points = append(k.points, q)
 				k.faint = append(k.faint[:0], q)
@@ -334,13 +341,11 @@ func bins(series []Second, n int) []bin {
 	return out
 }
 
-func count(n int64) float64         { return float64(max(n, 0)) }
-func positive(v float64) float64    { return min(max(v, 0), 1e15) }
-func (b *bin) middle() float64      { return (b.from + b.to) / 2 }
-func (b *bin) clock() string        { return clock(b.to) }
-func end(bs []bin) float64          { return bs[len(bs)-1].to }
-func least(bs []bin) float64        { return bs[0].middle() }
-func secondsLabel(v float64) string { return clock(v) }
+func count(n int64) float64      { return float64(max(n, 0)) }
+func positive(v float64) float64 { return min(max(v, 0), 1e15) }
+func (b *bin) middle() float64   { return (b.from + b.to) / 2 }
+func (b *bin) clock() string     { return clock(b.to) }
+func end(bs []bin) float64       { return bs[len(bs)-1].to }
 
 // clock writes a time since the start: 45 s, 2:30, 1:02:30.
 func clock(seconds float64) string {

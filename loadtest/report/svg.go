@@ -109,7 +109,7 @@ func (a axis) ticks(n int) []float64 {
 	step := niceStep((a.high - a.low) / float64(max(n, 1)))
 	var ticks []float64
 	for i := math.Ceil(a.low/step - 1e-9); i*step <= a.high*(1+1e-9) && len(ticks) < 50; i++ {
-		ticks = append(ticks, i*step)
+		ticks = append(ticks, i*step+0) // + 0: never -0
 	}
 	return ticks
 }
@@ -118,7 +118,7 @@ func (a axis) ticks(n int) []float64 {
 func (a axis) logTicks(n int) []float64 {
 	first, last := math.Floor(math.Log10(a.low)+1e-9), math.Ceil(math.Log10(a.high)-1e-9)
 	between := []float64{1}
-	if decades := math.Log10(a.high / a.low); decades*3 <= float64(n)+0.5 {
+	if decades := math.Log10(a.high / a.low); decades*3 <= 2*float64(n) {
 		between = []float64{1, 2, 5}
 	}
 	stride := max(1, math.Ceil((last-first)/float64(max(n, 1))))
