@@ -37,10 +37,13 @@ type cli struct {
 	ConfigFile string `name:"config" short:"c" placeholder:"FILE" help:"Configuration file (default: none, safe local defaults)."`
 	StateDir   string `placeholder:"DIR" help:"Directory of the spool and the admin socket; overrides state_dir."`
 
-	Serve   serveCmd   `cmd:"" help:"Run the server."`
-	Check   checkCmd   `cmd:"" help:"Check the configuration and the machine, as serve does before it starts."`
-	Config  configCmd  `cmd:"" help:"Print configurations."`
-	Queue   queueCmd   `cmd:"" help:"Look into the queue and act on messages."`
+	Serve  serveCmd  `cmd:"" help:"Run the server."`
+	Check  checkCmd  `cmd:"" help:"Check the configuration and the machine, as serve does before it starts."`
+	Config configCmd `cmd:"" help:"Print configurations."`
+	Queue  queueCmd  `cmd:"" help:"Look into the queue and act on messages."`
+
+	Loadtest loadtestCmd `cmd:"" help:"Load any mail server, measure it, and prove that it lost nothing."`
+
 	Version versionCmd `cmd:"" help:"Print what was built, from what."`
 }
 
@@ -82,6 +85,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
 	}
 	err = ctx.Run(&app{&c, stdin, stdout, stderr})
 	var problems config.Problems
+	var usage usageError
 	switch {
 	case err == nil:
 		return exitOK
@@ -89,6 +93,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
 		return exitFailure
 	case errors.Is(err, errConfigReported):
 		return exitConfig
+	case errors.As(err, &usage):
+		fmt.Fprintf(stderr, "fastedge: %v\nTry \"fastedge %s --help\".\n", err, ctx.Command())
+		return exitUsage
 	case errors.As(err, &problems):
 		fmt.Fprintln(stderr, problems.Error())
 		return exitConfig
