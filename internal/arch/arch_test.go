@@ -35,8 +35,12 @@ var mayImport = map[string]string{
 	// Level 4
 	"loop": "session queue envelope policy pool smtpcodec internal/logline",
 	// The load tester is for any mail server: nothing of it knows ours.
+	"loadtest":         "loadtest/ledger loadtest/live loadtest/machine loadtest/report loadtest/sink",
+	"loadtest/report":  "",
 	"loadtest/live":    "",
 	"loadtest/machine": "loadtest/report",
+	"loadtest/ledger":  "loadtest/report",
+	"loadtest/sink":    "loadtest/ledger",
 	// Level 5: cmd/fastedge builds everything, and it alone reads the configuration.
 	"internal/config": "",
 	"cmd/fastedge":    "*",
@@ -52,12 +56,13 @@ var testOnly = []string{"queue/queuetest", "internal/smtptest"}
 
 // door is the one package that may import a third-party module, by prefix. Everything else stays out.
 var door = map[string][]string{
-	"github.com/panjf2000/gnet/v2":        {"loop"},
-	"github.com/pelletier/go-toml/v2":     {"internal/config"},
-	"github.com/alecthomas/kong":          {"cmd/fastedge"},
-	"github.com/prometheus/client_golang": {"internal/metrics"},
-	"github.com/prometheus/client_model":  {"internal/metrics"},
-	"golang.org/x/sys/unix":               {"loop", "loadtest/live", "loadtest/machine"},
+	"github.com/panjf2000/gnet/v2":            {"loop"},
+	"github.com/pelletier/go-toml/v2":         {"internal/config"},
+	"github.com/alecthomas/kong":              {"cmd/fastedge"},
+	"github.com/prometheus/client_golang":     {"internal/metrics"},
+	"github.com/prometheus/client_model":      {"internal/metrics"},
+	"github.com/HdrHistogram/hdrhistogram-go": {"loadtest", "loadtest/report"},
+	"golang.org/x/sys/unix":                   {"loop", "loadtest/live", "loadtest/machine"},
 }
 
 // pure packages decide and convert; they see no socket, file, clock or goroutine.
