@@ -14,12 +14,17 @@ import (
 // tick is the unit of times in /proc/PID/stat: USER_HZ is 100 on every architecture Go runs on.
 const tick = 10 * time.Millisecond
 
-// reader reads the small files of /proc into one buffer. os.ReadFile would do; it takes twice as long and allocates, and a sample reads
+// reader reads the small files of /proc into one buffer. os.ReadFile would do, but a sample reads
 // hundreds of them.
 type reader struct{ buf []byte }
 
 // read returns the file's text, borrowed until the next read.
-func (r *reader) read(path string) ([]byte, error) {
+func (r *reader) read(path string) ([]byte, error) { return r.readFile(path, false) }
+
+// readShort is read for files of one line, which the kernel hands over at once: it does not look for more.
+func (r *reader) readShort(path string) ([]byte, error) { return r.readFile(path, true) }
+
+func (r *reader) readFile(path string, short bool) ([]byte, error) {
 	var fd int
 	var err error
 	for {
@@ -46,7 +51,9 @@ func (r *reader) read(path string) ([]byte, error) {
 		case m == 0:
 			return r.buf[:n], nil
 		default:
-			n += m
+			if n += m; short && n < len(r.buf) {
+				return r.buf[:n], nil
+			}
 		}
 	}
 }
@@ -81,11 +88,10 @@ type stat struct {
 type cpu struct{ user, system time.Duration }
 
 func (a cpu) plus(b cpu) cpu       { return cpu{a.user + b.user, a.system + b.system} }
-func (a cpu) minus(b cpu) cpu      { return cpu{a.user - b.user, a.system - b.system} }
 func (a cpu) total() time.Duration { return a.user + a.system }
 
 func (r *reader) stat(proc string, pid int) (stat, error) {
-	text, err := r.read(proc + "/" + strconv.Itoa(pid) + "/stat")
+	text, err := r.readShort(proc + "/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return stat{}, err
 	}
@@ -157,9 +163,9 @@ func (f *numbers) next() int64 {
 }
 
 // switches returns how often a thread got a core. That is how often it left one, too, except for the time it has one now. It is the third
-// number of schedstat, where the kernel keeps that (CONFIG_SCHED_INFO), and otherwise in status, which takes five times as long to read.
+// number of schedstat, where the kernel keeps that (CONFIG_SCHED_INFO), and otherwise in status.
 func (r *reader) switches(thread string) (int64, error) {
-	if text, err := r.read(thread + "/schedstat"); err == nil {
+	if text, err := r.readShort(thread + "/schedstat"); err == nil {
 		f := numbers{text: text}
 		f.next()
 		f.next()

@@ -30,11 +30,6 @@ func (t *Tree) scan() (truncated bool) {
 		t.scanAll(&s)
 	}
 	t.scans++
-	for _, p := range t.known {
-		if p.read == 0 {
-			t.leave(&s, p)
-		}
-	}
 	t.readParentsFirst(&s)
 	t.mourn(s.gone)
 	for _, p := range t.known {
@@ -79,6 +74,15 @@ func (t *Tree) join(s *scan, st stat, read int) *process {
 	return p
 }
 
+// leaveUnread takes out the members that were not there any more, so that there is room for others.
+func (t *Tree) leaveUnread(s *scan) {
+	for _, p := range t.known {
+		if p.read == 0 {
+			t.leave(s, p)
+		}
+	}
+}
+
 // scanChildren goes from the members to their children, and on to theirs.
 func (t *Tree) scanChildren(s *scan) {
 	members := make([]*process, 0, len(t.known))
@@ -88,15 +92,16 @@ func (t *Tree) scanChildren(s *scan) {
 	slices.SortFunc(members, func(a, b *process) int {
 		return cmp.Or(cmp.Compare(a.started, b.started), cmp.Compare(a.pid, b.pid))
 	})
+	for _, p := range members {
+		t.look(s, p.pid)
+	}
+	t.leaveUnread(s)
 	for i := 0; i < len(members); i++ {
-		p := members[i]
-		if p.read == 0 {
-			if _, _, ok := t.look(s, p.pid); !ok || p.read == 0 {
-				continue
-			}
+		if members[i].read == 0 {
+			continue
 		}
-		for _, pid := range t.children(p) {
-			if q := t.known[pid]; q != nil && q.read != 0 {
+		for _, pid := range t.children(members[i]) {
+			if t.known[pid] != nil {
 				continue
 			}
 			if st, isNew, ok := t.look(s, pid); ok && isNew {
@@ -143,6 +148,7 @@ func (t *Tree) scanAll(s *scan) {
 			others = append(others, newcomer{st, s.reads})
 		}
 	}
+	t.leaveUnread(s)
 	// A session that began in the tree holds nobody else, also when the process that began it has ended.
 	for pid, p := range t.known {
 		if p.session == pid {
@@ -157,12 +163,7 @@ func (t *Tree) scanAll(s *scan) {
 	for found := true; found; {
 		found = false
 		others = slices.DeleteFunc(others, func(o newcomer) bool {
-			if t.known[o.parent] == nil || t.known[o.parent].read == 0 {
-				if !t.sessions[o.session] {
-					return false
-				}
-			}
-			if t.join(s, o.stat, o.read) == nil {
+			if t.known[o.parent] == nil && !t.sessions[o.session] || t.join(s, o.stat, o.read) == nil {
 				return false
 			}
 			if o.session == o.pid {
@@ -191,11 +192,9 @@ func (t *Tree) readParentsFirst(s *scan) {
 				continue
 			}
 			again = true
-			if _, isNew, ok := t.look(s, p.pid); !ok {
+			if _, _, ok := t.look(s, p.pid); !ok {
 				t.leave(s, p)
-			} else if isNew {
-				continue // look made p leave; the newcomer is found next time
-			}
+			} // or look made p leave for another one of its number, who is found next time
 		}
 	}
 }
@@ -203,48 +202,44 @@ func (t *Tree) readParentsFirst(s *scan) {
 // mourn notes what ended members have used, and who may have waited for them.
 func (t *Tree) mourn(gone []*process) {
 	for _, e := range t.pending {
-		e.parents = t.living(e.parents)
+		e.find(t, e.parents)
 	}
 	for _, p := range gone {
 		t.lost.switches += p.switches // nobody's record has them
 		e := &ended{usage: usage{cpu: p.cpu(), writes: p.writes}, faults: p.faults + p.reapedFaults}
 		if p.up != nil {
-			e.parents = t.living([]*process{p.up})
+			e.find(t, []*process{p.up})
 		}
 		t.pending = append(t.pending, e)
 	}
 }
 
-// living replaces those that ended by all their living ancestors: any of them may have been given the orphans, prctl(2)
+// find replaces parents that ended by all their living ancestors: any of them may have been given the orphan, prctl(2)
 // PR_SET_CHILD_SUBREAPER.
-func (t *Tree) living(parents []*process) (all []*process) {
+func (e *ended) find(t *Tree, parents []*process) {
+	e.parents = nil
 	for _, p := range parents {
 		if t.known[p.pid] == p {
-			all = append(all, p)
+			e.parents = append(e.parents, p)
 			continue
 		}
+		e.orphan = true
 		for up := p.up; up != nil; up = up.up {
-			if t.known[up.pid] == up && !slices.Contains(all, up) {
-				all = append(all, up)
+			if t.known[up.pid] == up && !slices.Contains(e.parents, up) {
+				e.parents = append(e.parents, up)
 			}
 		}
 	}
-	return all
 }
 
 // bury decides which of the pending have been waited for. Then the parent's record has what they used, and a little more: what they used
-// after they were last seen. A child may go right after its parent was read, so it is looked for twice.
+// after they were last seen. A child may go right after its parent was read, so it is looked for twice. Children are sought in their
+// parents' records before orphans are.
 func (t *Tree) bury() {
+	for _, orphans := range []bool{false, true} {
+		t.pending = slices.DeleteFunc(t.pending, func(e *ended) bool { return e.orphan == orphans && e.waitedFor() })
+	}
 	t.pending = slices.DeleteFunc(t.pending, func(e *ended) bool {
-		for _, p := range e.parents {
-			// Page faults are exact, times are cut to ticks, user and system for themselves.
-			if p.freshFaults >= e.faults && p.freshCPU+2*tick >= e.cpu.total() {
-				p.freshFaults -= e.faults
-				p.freshCPU -= e.cpu.total()
-				p.waited = p.waited.plus(e.cpu)
-				return true
-			}
-		}
 		if len(e.parents) > 0 && !e.looked {
 			e.looked = true
 			return false
@@ -252,6 +247,20 @@ func (t *Tree) bury() {
 		t.lost.add(e.usage)
 		return true
 	})
+}
+
+// waitedFor finds a parent whose record rose by enough, and takes it from what the next may claim.
+func (e *ended) waitedFor() bool {
+	for _, p := range e.parents {
+		// Page faults are exact, times are cut to ticks, user and system for themselves.
+		if p.freshFaults >= e.faults && p.freshCPU+2*tick >= e.cpu.total() {
+			p.freshFaults -= e.faults
+			p.freshCPU -= e.cpu.total()
+			p.waited = p.waited.plus(e.cpu)
+			return true
+		}
+	}
+	return false
 }
 
 // hasLists says whether the kernel has lists of children.

@@ -54,13 +54,14 @@ type usage struct {
 
 // process is a member.
 type process struct {
-	stat                 // as last read
-	read        int      // when in this scan, from 1; 0: not yet
-	up          *process // the parent at the end of the last scan, if it is a member
-	ran         time.Duration
-	used        cpu // own, finer than stat
-	firstReaped cpu // stat.reaped when it became a member
-	waited      cpu // what we had counted for those members that it has waited for since: finer than stat.reaped
+	stat                      // as last read
+	read        int           // when in this scan, from 1; 0: not yet
+	up          *process      // the parent at the end of the last scan, if it is a member
+	ran         time.Duration // its clock when it was measured,
+	measured    int64         // and its reapedFaults
+	used        cpu           // own, finer than stat
+	firstReaped cpu           // stat.reaped when it became a member
+	waited      cpu           // what we had counted for those members that it has waited for since: finer than stat.reaped
 	switches    int64
 	byThread    map[int]int64 // switches, once there were several threads
 	writes      int64         // of children it has waited for, too: so the kernel counts
@@ -75,6 +76,7 @@ type ended struct {
 	usage
 	faults  int64
 	parents []*process // who may have waited: the parent or, if that ended too, its nearest ancestors
+	orphan  bool       // that one did
 	looked  bool       // once already
 }
 
@@ -116,9 +118,9 @@ func watch(pid int, proc string, clock func(int) (time.Duration, bool)) (*Tree, 
 // it is shown as a zombie, with the number of those that live.
 func (s *stat) dead() bool { return (s.state == 'Z' || s.state == 'X') && s.threads <= 1 }
 
-// Sample takes a sample. It takes about 15 µs for each process of the tree and, where the kernel has no lists of children
-// (CONFIG_PROC_CHILDREN), 8 µs for each process of the machine. err is ErrGone when no process is left; the sample then holds what all
-// of them have used.
+// Sample takes a sample. It reads a file for each process of the tree and two more for each that has run since the last sample and, where
+// the kernel has no lists of children (CONFIG_PROC_CHILDREN), a file for each other process of the machine; BenchmarkSample. err is
+// ErrGone when no process is left; the sample then holds what all of them have used.
 func (t *Tree) Sample() (Sample, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -145,8 +147,9 @@ func (t *Tree) sample() (Sample, error) {
 	}
 	s.Gone = s.Gone || t.last.Gone
 	// What is finer than the kernel's record of a child falls back to that, by less than two ticks, when the child ends.
-	s.User = max(sum.cpu.user, t.last.User)
-	s.System = max(sum.cpu.system, t.last.System)
+	all := max(sum.cpu.total(), t.last.CPU())
+	s.System = max(min(sum.cpu.system, all-t.last.User), t.last.System)
+	s.User = all - s.System
 	s.ContextSwitches = max(sum.switches, t.last.ContextSwitches)
 	s.WriteBytes = max(sum.writes, t.last.WriteBytes)
 	t.last = s
@@ -171,12 +174,14 @@ func (p *process) cpu() cpu {
 	return p.used.plus(children)
 }
 
-// measure reads what stat does not tell, or not well enough. A process whose clock stands has not run: it is left alone.
+// measure reads what stat does not tell, or not well enough. A process whose clock stands has not run nor waited for a child: it is left
+// alone.
 func (t *Tree) measure(p *process) {
 	ran, ok := t.clock(p.pid)
-	if ok && ran == p.ran && p.used != (cpu{}) {
+	if ok && ran == p.ran && p.used != (cpu{}) && p.reapedFaults == p.measured {
 		return
 	}
+	p.measured = p.reapedFaults
 	fine := p.own
 	if ok {
 		p.ran = ran
