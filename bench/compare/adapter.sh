@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # some variables are for those who source this
 # Sourced by the five scripts of each folder here, which are for one MTA:
 #
 #	install         brings it into $cache, outside of the tree; says why when it cannot be had
@@ -121,10 +121,8 @@ alive() { ps -o stat= -p "$(echo "$@" | tr ' ' ,)" | grep -qv '^Z'; }
 finish() {
 	local dir=$1 pids
 	[ -s "$dir/pid" ] || return 0
-	# shellcheck disable=SC2046 # one word for each process
-	set -- $(tree "$(<"$dir/pid")")
-	[ $# -gt 0 ] || return 0
-	pids=("$@")
+	mapfile -t pids < <(tree "$(<"$dir/pid")")
+	[ ${#pids[@]} -gt 0 ] || return 0
 	kill -TERM "$(<"$dir/pid")" 2>/dev/null || true
 	for _ in $(seq 100); do
 		alive "${pids[@]}" || break

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # some variables are for those who source this
 # A small SMTP client, sourced by check and class: one command at a time, nothing that a load generator could hide.
 
 # reply reads one reply from descriptor 3 into $reply; it must begin with the digit given.

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # $work is of lib.sh
 # The one place that knows the load generator. Sourced by run and check.
 #
 # generate PORT FLAG…   applies a load to 127.0.0.1:PORT, with the flags of fastedge loadtest run, and prints one line of

@@ -1,10 +1,11 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2153,SC2154 # some variables are set here and read by those who source this, and the other way round
 # Sourced by run, check and class: builds what is needed and has one server at a time running, its files in a temporary
 # folder below $BENCH_DIR (default: bench itself), so that all spools share one disk.
 #
 # start NAME PORT   starts a server pinned to $SERVER_CORE; sets $root, the process whose tree is measured, and $dir
 # stop              ends it and removes what it stored
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+# establish NAME    finds its class by strace
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 . bench/compare/adapter.sh
 . bench/compare/client.sh
 
@@ -90,4 +91,43 @@ stop() {
 	finish "$dir"
 	root=
 	rm -rf "$dir"
+}
+
+# establish NAME: what a server has done with a message when it says 250. Three messages go in, one after the other, while
+# strace watches all processes. Leaves the trace in $work/trace, the marks in $marks and the reply to EHLO in $ehlo.
+establish() {
+	need strace strace
+	local attach=() pid
+	marks=("mark-$RANDOM$RANDOM-a" "mark-$RANDOM$RANDOM-b" "mark-$RANDOM$RANDOM-c")
+	start "$1" "$PORT"
+	for pid in $(tree "$root"); do attach+=(-p "$pid"); done
+	timeout -k 5 60 strace -f -yy -s 4096 -o "$work/trace" "${attach[@]}" -e "trace=$TRACED" 2>"$work/strace" &
+	side=$!
+	sleep 1 # to attach to everyone
+	kill -0 "$side" 2>/dev/null || die "strace: $(tail -n 3 "$work/strace")"
+	send_marked "$PORT" "${marks[@]}" || die "$1 does not take a message: $(tail -n 5 "$dir/log")"
+	sleep 0.5
+	kill -INT "$side"
+	wait "$side" 2>/dev/null || true
+	side=
+	stop
+}
+TRACED=open,openat,creat,write,writev,pwrite64,pwritev,pwritev2,sendto,sendmsg,fsync,fdatasync,sync,syncfs,rename,renameat,renameat2,link,linkat
+
+# facts prints what a reader must know about the machine, as JSON.
+facts() {
+	local dirty=false
+	git diff --quiet HEAD -- . ':!bench' ':!*.md' 2>/dev/null || dirty=true
+	cat <<-END
+		{
+		  "date": "$(date -u +%Y-%m-%d)",
+		  "commit": "$(git rev-parse --short=12 HEAD)",
+		  "uncommitted_changes": $dirty,
+		  "cpu": "$(sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo | head -n 1)",
+		  "cores": $(nproc),
+		  "kernel": "$(uname -sr)",
+		  "file_system": "$(df --output=fstype "$work" | tail -n 1)",
+		  "go": "$(go env GOVERSION)"
+		}
+	END
 }

@@ -1,17 +1,23 @@
-// Report turns what bench/server, bench/idle and bench/packages measured into tables.
+// Report turns what bench/compare/run and bench/packages measured into tables and a chart.
 //
-//	go run ./bench/report                      # write the tables of bench/results into README.md and bench/README.md
-//	go run ./bench/report print FILE           # print the table of one result
-//	go run ./bench/report collect [-connections N] [-counter NAME] FACTS RUNS
-//	go run ./bench/report gobench FACTS OUTPUT # used by the scripts: one JSON object for each run, or the output of
-//	                                           # go test -bench, to a result
+//	go run ./bench/report                      # write the tables of bench/results into README.md and bench/README.md, and the chart
+//	go run ./bench/report print FILE           # print all tables of one result
+//	go run ./bench/report chart FILE           # print its chart
+//
+// The rest is for the scripts:
+//
+//	report figures RUN                         # what is used of a run of the load generator, on one line
+//	report quiet PID                           # CPU time of a process and its descendants, once they have come to rest
+//	report evidence -port PORT TRACE MARK…     # class of a server, from what strace saw
+//	report collect [-connections N] [-merge RESULT] FACTS RUNS
+//	report gobench FACTS OUTPUT                # one JSON object for each run, or the output of go test -bench, to a result
 //
 // These files say where a table goes with a pair of markers, each on a line of its own:
 //
-//	<!-- bench:server -->
+//	<!-- bench:compare -->
 //	<!-- /bench -->
 //
-// Whatever stands between them is replaced by the table of bench/results/server.json. The test in this folder fails
+// Whatever stands between them is replaced by the table of bench/results/compare.json; with bench:compare-all, all of it. The test in this folder fails
 // when README and results disagree, so figures cannot be edited by hand or go stale.
 package main
 
@@ -25,6 +31,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 )
 
 func main() {
@@ -49,12 +56,12 @@ func run(args []string) error {
 				return err
 			}
 		}
-		return nil
+		return writeChart(filepath.Join("bench", "results"))
 	case "print":
 		if len(args) != 2 {
 			return errors.New("usage: report print FILE")
 		}
-		table, err := tableOf(args[1])
+		table, err := tableOf(args[1], true)
 		if err != nil {
 			return err
 		}
@@ -63,19 +70,41 @@ func run(args []string) error {
 	case "collect":
 		fl := flag.NewFlagSet("collect", flag.ContinueOnError)
 		connections := fl.Int("connections", 0, "connections open at the same time")
-		counter := fl.String("counter", "", "what counted the system calls")
+		old := fl.String("merge", "", "a result whose other servers and scenarios are kept")
 		if err := fl.Parse(args[1:]); err != nil {
 			return err
 		}
 		if fl.NArg() != 2 {
-			return errors.New("usage: report collect [-connections N] [-counter NAME] FACTS RUNS")
+			return errors.New("usage: report collect [-connections N] [-merge RESULT] FACTS RUNS")
 		}
 		res, err := fromFiles(fl.Arg(0), fl.Arg(1), collect)
 		if err != nil {
 			return err
 		}
-		res.Connections, res.Counter = *connections, *counter
+		res.Connections = *connections
+		if *old != "" {
+			if err := res.merge(*old); err != nil {
+				return err
+			}
+		}
 		return writeJSON(res)
+	case "chart":
+		if len(args) != 2 {
+			return errors.New("usage: report chart FILE")
+		}
+		res, err := readResult(args[1])
+		if err != nil {
+			return err
+		}
+		_, err = os.Stdout.Write(res.chart())
+		return err
+	case "figures":
+		if len(args) != 2 {
+			return errors.New("usage: report figures RUN")
+		}
+		return printFigures(args[1])
+	case "quiet":
+		return printQuiet(args[1:])
 	case "evidence":
 		return printEvidence(args[1:])
 	case "gobench":
@@ -88,7 +117,7 @@ func run(args []string) error {
 		}
 		return writeJSON(res)
 	default:
-		return fmt.Errorf("unknown verb %q; want none, print, collect or gobench", verb)
+		return fmt.Errorf("unknown verb %q; want none, print, chart, figures, quiet, evidence, collect or gobench", verb)
 	}
 }
 
@@ -97,6 +126,7 @@ func printEvidence(args []string) error {
 	fl := flag.NewFlagSet("evidence", flag.ContinueOnError)
 	port := fl.Int("port", 0, "of the server")
 	claimed := fl.String("claimed", "", "the class that the server is said to have")
+	asJSON := fl.Bool("json", false, "print one JSON object")
 	if err := fl.Parse(args); err != nil {
 		return err
 	}
@@ -111,9 +141,12 @@ func printEvidence(args []string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println(e.Class)
-	for _, l := range e.Lines {
-		fmt.Println(l)
+	if *asJSON {
+		if err := json.NewEncoder(os.Stdout).Encode(e); err != nil {
+			return err
+		}
+	} else {
+		fmt.Println(strings.Join(append([]string{e.Class}, e.Lines...), "\n"))
 	}
 	if *claimed != "" && *claimed != e.Class {
 		return fmt.Errorf("claimed to be %s, and the trace shows %s", *claimed, e.Class)
@@ -157,7 +190,7 @@ func writeReadme(path, results string) error {
 	return os.WriteFile(path, text, 0o644)
 }
 
-var marked = regexp.MustCompile(`(?s)(<!-- bench:([a-z]+) -->\n).*?(<!-- /bench -->)`)
+var marked = regexp.MustCompile(`(?s)(<!-- bench:([a-z]+)(-all)? -->\n).*?(<!-- /bench -->)`)
 
 // fillMarkers returns text with a fresh table between each pair of markers, and how many pairs there were. Markers of
 // a result that nobody has measured yet are left as they are.
@@ -165,7 +198,7 @@ func fillMarkers(text []byte, results string) (filled []byte, pairs int, err err
 	filled = marked.ReplaceAllFunc(text, func(all []byte) []byte {
 		m := marked.FindSubmatch(all)
 		pairs++
-		table, e := tableOf(filepath.Join(results, string(m[2])+".json"))
+		table, e := tableOf(filepath.Join(results, string(m[2])+".json"), len(m[3]) > 0)
 		if errors.Is(e, fs.ErrNotExist) {
 			return all
 		}
@@ -173,19 +206,43 @@ func fillMarkers(text []byte, results string) (filled []byte, pairs int, err err
 			err = e
 			return all
 		}
-		return bytes.Join([][]byte{m[1], []byte("\n"), []byte(table), []byte("\n"), m[3]}, nil)
+		return bytes.Join([][]byte{m[1], []byte("\n"), []byte(table), []byte("\n"), m[4]}, nil)
 	})
 	return filled, pairs, err
 }
 
-func tableOf(path string) (string, error) {
-	text, err := os.ReadFile(path)
+// tableOf returns the table of a result, or all its tables.
+func tableOf(path string, all bool) (string, error) {
+	res, err := readResult(path)
 	if err != nil {
 		return "", err
 	}
-	var res result
-	if err := json.Unmarshal(text, &res); err != nil {
-		return "", fmt.Errorf("%s: %w", path, err)
+	if all && len(res.Servers) > 0 {
+		return res.full(), nil
 	}
 	return res.table(), nil
+}
+
+func readResult(path string) (result, error) {
+	var res result
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return res, err
+	}
+	if err := json.Unmarshal(text, &res); err != nil {
+		return res, fmt.Errorf("%s: %w", path, err)
+	}
+	return res, nil
+}
+
+// writeChart makes the chart of bench/results/compare.json, if that has been measured.
+func writeChart(results string) error {
+	res, err := readResult(filepath.Join(results, "compare.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(results, "compare.svg"), res.chart(), 0o644)
 }

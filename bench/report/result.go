@@ -10,9 +10,26 @@ import (
 // result is one file of bench/results: where it was measured, and one row for each scenario and server.
 type result struct {
 	facts
-	Connections int    `json:"connections,omitempty"`
-	Counter     string `json:"counter,omitempty"` // perf or strace
-	Rows        []row  `json:"rows"`
+	Connections int      `json:"connections,omitempty"`
+	Counter     string   `json:"counter,omitempty"` // perf or strace
+	Servers     []server `json:"servers,omitempty"`
+	Missing     []absent `json:"missing,omitempty"`
+	Rows        []row    `json:"rows"`
+}
+
+// server is what is known of one server before any load. Its class is not taken from its manual but from Evidence.
+type server struct {
+	Name       string   `json:"name"`
+	Version    string   `json:"version"`
+	Class      string   `json:"class"`
+	Evidence   []string `json:"evidence"`   // system calls that show the class
+	Pipelining bool     `json:"pipelining"` // offered; a server that does not offer it is not sent command groups
+}
+
+// absent is a server that could not be had.
+type absent struct {
+	Name string `json:"name"`
+	Why  string `json:"why"`
 }
 
 type facts struct {
@@ -24,7 +41,6 @@ type facts struct {
 	Kernel      string `json:"kernel"`
 	FileSystem  string `json:"file_system"`
 	Go          string `json:"go"`
-	Postfix     string `json:"postfix"`
 }
 
 // row is what one server did with one load. A unit is a message, or a session in the scenario "session". For Go
@@ -32,9 +48,12 @@ type facts struct {
 type row struct {
 	Scenario string `json:"scenario"`
 	Server   string `json:"server"`
-	Class    string `json:"class,omitempty"` // durable or discard
 	Units    int    `json:"units,omitempty"` // in each run
 	Failed   int    `json:"failed_runs,omitempty"`
+	From     string `json:"from,omitempty"` // commit and date, where they are not the result's
+
+	Rate float64 `json:"rate,omitempty"` // messages a second that arrived; without it each connection waits for its reply
+	Held int     `json:"held,omitempty"` // idle connections
 
 	CPUMicros    *spread `json:"cpu_us,omitempty"`
 	PerSecond    *spread `json:"per_second,omitempty"`
@@ -44,9 +63,9 @@ type row struct {
 	SystemCalls  *spread `json:"system_calls,omitempty"`
 	Syncs        *spread `json:"syncs,omitempty"`
 
-	RSSBytes     *spread `json:"rss_bytes,omitempty"` // of each idle connection
-	PSSBytes     *spread `json:"pss_bytes,omitempty"`
-	RSSBeforeKiB *spread `json:"rss_before_kib,omitempty"` // of the whole server, before the connections
+	RSSBytes  *spread `json:"rss_bytes,omitempty"`        // of each idle connection
+	PSSBytes  *spread `json:"pss_bytes,omitempty"`        // the same, memory that processes share counted once
+	RSSBefore *spread `json:"rss_before_bytes,omitempty"` // of the whole server, before the connections
 
 	Metrics map[string]*spread `json:"metrics,omitempty"` // of a Go benchmark, by unit
 }
@@ -70,27 +89,27 @@ func (s *spread) add(v float64) *spread {
 	return s
 }
 
-// aRun is a line that bench/server or bench/idle wrote. Gen is the output of bench/gen.
+// aRun is a line that bench/compare/run wrote. Gen is what the load generator said.
 type aRun struct {
-	Pass        string  `json:"pass"` // cpu, count or idle
-	Scenario    string  `json:"scenario"`
-	Server      string  `json:"server"`
-	Class       string  `json:"class"`
+	Pass     string `json:"pass"` // cpu, count; server, missing
+	Scenario string `json:"scenario"`
+	Server   string `json:"server"`
+
+	CPUSeconds  float64 `json:"cpu_seconds"`
+	Counter     string  `json:"counter"`
 	SystemCalls float64 `json:"system_calls"`
 	Syncs       float64 `json:"syncs"`
+	Rate        float64 `json:"rate"`
+	Held        int     `json:"held"`
 	RSSBytes    float64 `json:"rss_bytes"`
 	PSSBytes    float64 `json:"pss_bytes"`
-	RSSBefore   float64 `json:"rss_before_kib"`
-	Gen         struct {
-		Messages  int     `json:"messages"`
-		Sessions  int     `json:"sessions"`
-		Errors    int     `json:"errors"`
-		PerSecond float64 `json:"per_second"`
-		AckP50Ms  float64 `json:"ack_p50_ms"`
-		AckP99Ms  float64 `json:"ack_p99_ms"`
-		GenCPU    float64 `json:"gen_cpu_us"`
-		ServerCPU float64 `json:"server_cpu_us"`
-	} `json:"gen"`
+	RSSBefore   float64 `json:"rss_before_bytes"`
+	Gen         figures `json:"gen"`
+
+	Version    string   `json:"version"`
+	Pipelining bool     `json:"pipelining"`
+	Evidence   evidence `json:"evidence"`
+	Why        string   `json:"why"`
 }
 
 // collect gathers runs into rows, in the order in which they first appear. A run with errors is not a measurement of
@@ -106,43 +125,105 @@ func collect(factsJSON, runs []byte) (result, error) {
 		if err := dec.Decode(&r); err != nil {
 			return res, fmt.Errorf("runs: %w", err)
 		}
-		res.add(r)
+		switch r.Pass {
+		case "server":
+			res.Servers = append(res.Servers, server{r.Server, r.Version, r.Evidence.Class, r.Evidence.Lines, r.Pipelining})
+		case "missing":
+			res.Missing = append(res.Missing, absent{r.Server, r.Why})
+		default:
+			res.add(r)
+		}
 	}
 	return res, nil
 }
 
 func (res *result) add(r aRun) {
-	i := slices.IndexFunc(res.Rows, func(w row) bool { return w.Scenario == r.Scenario && w.Server == r.Server })
-	if i < 0 {
-		i = len(res.Rows)
-		res.Rows = append(res.Rows, row{Scenario: r.Scenario, Server: r.Server, Class: r.Class})
+	w := res.row(r.Scenario, r.Server)
+	if w == nil {
+		res.Rows = append(res.Rows, row{Scenario: r.Scenario, Server: r.Server})
+		w = &res.Rows[len(res.Rows)-1]
 	}
-	w := &res.Rows[i]
 
 	units := r.Gen.Messages
 	if r.Scenario == "session" {
 		units = r.Gen.Sessions
 	}
-	if r.Pass != "idle" && (r.Gen.Errors > 0 || units == 0) {
+	if r.Gen.Errors > 0 || units == 0 && r.Held == 0 {
 		w.Failed++
 		return
 	}
-	switch r.Pass {
-	case "cpu":
-		w.Units = units
-		w.CPUMicros = w.CPUMicros.add(r.Gen.ServerCPU)
-		w.PerSecond = w.PerSecond.add(r.Gen.PerSecond)
-		w.GenCPUMicros = w.GenCPUMicros.add(r.Gen.GenCPU)
-		if r.Gen.Messages > 0 {
-			w.AckP50Ms = w.AckP50Ms.add(r.Gen.AckP50Ms)
-			w.AckP99Ms = w.AckP99Ms.add(r.Gen.AckP99Ms)
-		}
-	case "count":
-		w.SystemCalls = w.SystemCalls.add(r.SystemCalls / float64(units))
-		w.Syncs = w.Syncs.add(r.Syncs / float64(units))
-	case "idle":
+	switch {
+	case r.Held > 0:
+		w.Held = r.Held
 		w.RSSBytes = w.RSSBytes.add(r.RSSBytes)
 		w.PSSBytes = w.PSSBytes.add(r.PSSBytes)
-		w.RSSBeforeKiB = w.RSSBeforeKiB.add(r.RSSBefore)
+		w.RSSBefore = w.RSSBefore.add(r.RSSBefore)
+		return
+	case r.Pass == "count":
+		res.Counter = r.Counter
+		w.SystemCalls = w.SystemCalls.add(r.SystemCalls / float64(units))
+		w.Syncs = w.Syncs.add(r.Syncs / float64(units))
+		return
+	case r.Rate > 0:
+		w.Rate = r.Rate
+	default:
+		w.CPUMicros = w.CPUMicros.add(r.CPUSeconds * 1e6 / float64(units))
+		w.PerSecond = w.PerSecond.add(r.Gen.PerSecond)
 	}
+	w.Units = units
+	w.GenCPUMicros = w.GenCPUMicros.add(r.Gen.CPUMicros)
+	if r.Gen.Messages > 0 {
+		w.AckP50Ms = w.AckP50Ms.add(r.Gen.AckP50Ms)
+		w.AckP99Ms = w.AckP99Ms.add(r.Gen.AckP99Ms)
+	}
+}
+
+// row returns what a server did with a load, or nil.
+func (res *result) row(scenario, server string) *row {
+	for i := range res.Rows {
+		if res.Rows[i].Scenario == scenario && res.Rows[i].Server == server {
+			return &res.Rows[i]
+		}
+	}
+	return nil
+}
+
+// merge takes from an older result what this one does not have. Rows that it takes say where they are from.
+func (res *result) merge(path string) error {
+	old, err := readResult(path)
+	if err != nil {
+		return err
+	}
+	if old.CPU != res.CPU || old.Cores != res.Cores || old.Kernel != res.Kernel || old.Connections != res.Connections {
+		return fmt.Errorf("%s was measured on another machine or with other connections; figures of two machines do not belong in one table", path)
+	}
+	// In the old order, with what is new in its place.
+	fresh := *res
+	res.Servers, res.Missing, res.Rows = nil, nil, nil
+	for _, s := range old.Servers {
+		if !slices.ContainsFunc(fresh.Servers, func(f server) bool { return f.Name == s.Name }) {
+			res.Servers = append(res.Servers, s)
+		}
+	}
+	res.Servers = append(res.Servers, fresh.Servers...)
+	for _, m := range append(old.Missing, fresh.Missing...) {
+		known := func(n string) bool { return n == m.Name }
+		if !slices.ContainsFunc(res.Servers, func(s server) bool { return known(s.Name) }) &&
+			!slices.ContainsFunc(res.Missing, func(a absent) bool { return known(a.Name) }) {
+			res.Missing = append(res.Missing, m)
+		}
+	}
+	for _, w := range old.Rows {
+		if fresh.row(w.Scenario, w.Server) == nil {
+			if w.From == "" {
+				w.From = old.Commit + ", " + old.Date
+			}
+			res.Rows = append(res.Rows, w)
+		}
+	}
+	res.Rows = append(res.Rows, fresh.Rows...)
+	if res.Counter == "" {
+		res.Counter = old.Counter
+	}
+	return nil
 }

@@ -1,9 +1,9 @@
 /*
- * canned is the floor that bench/server compares with: a single-threaded epoll server that answers SMTP with canned
+ * canned is the floor of the comparison: a single-threaded epoll server that answers SMTP with canned
  * replies, parses next to nothing and stores nothing. What it costs is what the kernel costs; no server that speaks
  * the same dialogue over the same sockets can be much cheaper.
  *
- * It is no SMTP server. It believes that its client is bench/gen: that a command begins with its own letter, that
+ * It is no SMTP server. It believes that its client is the load generator: that a command begins with its own letter, that
  * DATA ends a command group, and that the end of data stands at the end of a read or just before the next group.
  *
  *	cc -O2 -o canned canned.c && ./canned PORT SECONDS
@@ -47,7 +47,7 @@ static struct conn *conns;
 static int max_conns;
 static char in[256 << 10];
 
-/* Replies to one read are collected here and written at once. A read holds at most sizeof in / 2 lines; gen never
+/* Replies to one read are collected here and written at once. A read holds at most sizeof in / 2 lines; the generator never
  * sends more than a handful, and add() drops what does not fit rather than growing. */
 static char out[64 << 10];
 static size_t out_len;
