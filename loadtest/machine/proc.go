@@ -14,8 +14,7 @@ import (
 // tick is the unit of times in /proc/PID/stat: USER_HZ is 100 on every architecture Go runs on.
 const tick = 10 * time.Millisecond
 
-// reader reads the small files of /proc into one buffer. os.ReadFile would do, but a sample reads
-// hundreds of them.
+// reader reads the small files of /proc into one buffer. os.ReadFile would do, but it allocates, and a sample reads hundreds of files.
 type reader struct{ buf []byte }
 
 // read returns the file's text, borrowed until the next read.
@@ -163,7 +162,7 @@ func (f *numbers) next() int64 {
 }
 
 // switches returns how often a thread got a core. That is how often it left one, too, except for the time it has one now. It is the third
-// number of schedstat, where the kernel keeps that (CONFIG_SCHED_INFO), and otherwise in status.
+// number of schedstat, one line, where the kernel keeps that (CONFIG_SCHED_INFO), and otherwise two lines in the middle of status.
 func (r *reader) switches(thread string) (int64, error) {
 	if text, err := r.readShort(thread + "/schedstat"); err == nil {
 		f := numbers{text: text}

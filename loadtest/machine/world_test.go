@@ -23,13 +23,13 @@ type world struct {
 }
 
 type invented struct {
-	pid, parent, session          int
-	started                       int64
-	own, reaped                   time.Duration
-	faults, reapedFaults          int64
-	switches, writes, rss         int64
-	ignores                       bool // SIGCHLD: its children are not waited for
-	zombie, reaper, outside, dead bool
+	pid, parent, session    int
+	started                 int64
+	own, reaped             time.Duration
+	faults, reapedFaults    int64
+	switches, writes, rss   int64
+	ignores                 bool // SIGCHLD: its children are not waited for
+	zombie, reaper, outside bool
 }
 
 func newWorld(t *testing.T) *world {
