@@ -89,14 +89,14 @@ func FuzzDecode(f *testing.F) {
 func BenchmarkCodec(b *testing.B) {
 	e := sampleEnvelopes()[1]
 	bin := e.AppendBinary(nil)
-	b.Run("append", func(b *testing.B) {
+	b.Run("op=append", func(b *testing.B) {
 		b.ReportAllocs()
 		b.SetBytes(int64(len(bin)))
 		for b.Loop() {
 			bin = e.AppendBinary(bin[:0])
 		}
 	})
-	b.Run("decode", func(b *testing.B) {
+	b.Run("op=decode", func(b *testing.B) {
 		b.ReportAllocs()
 		b.SetBytes(int64(len(bin)))
 		for b.Loop() {

@@ -161,7 +161,7 @@ func BenchmarkChunk(b *testing.B) { WithoutPoison(func() { benchChunk(b) }) }
 
 func benchChunk(b *testing.B) {
 	body := make([]byte, 4096)
-	b.Run("list", func(b *testing.B) {
+	b.Run("impl=fastedge/size=4KiB", func(b *testing.B) {
 		b.ReportAllocs()
 		b.SetBytes(4096)
 		l := NewList(1<<20, NewBudget(1<<30))
@@ -171,14 +171,14 @@ func benchChunk(b *testing.B) {
 			ch.Release()
 		}
 	})
-	b.Run("naive-make", func(b *testing.B) {
+	b.Run("impl=naive-make/size=4KiB", func(b *testing.B) {
 		b.ReportAllocs()
 		b.SetBytes(4096)
 		for b.Loop() {
 			sink = append([]byte(nil), body...)
 		}
 	})
-	b.Run("naive-sync.Pool", func(b *testing.B) {
+	b.Run("impl=naive-sync.Pool/size=4KiB", func(b *testing.B) {
 		b.ReportAllocs()
 		b.SetBytes(4096)
 		p := sync.Pool{New: func() any { return make([]byte, 8<<10) }}
@@ -195,7 +195,7 @@ func BenchmarkChain(b *testing.B) { WithoutPoison(func() { benchChain(b) }) }
 
 func benchChain(b *testing.B) {
 	part := make([]byte, 16<<10)
-	b.Run("list/size=1MiB", func(b *testing.B) {
+	b.Run("impl=fastedge/size=1MiB", func(b *testing.B) {
 		b.ReportAllocs()
 		b.SetBytes(1 << 20)
 		l := NewList(4<<20, nil)
@@ -207,7 +207,7 @@ func benchChain(b *testing.B) {
 			ch.Release()
 		}
 	})
-	b.Run("naive-append/size=1MiB", func(b *testing.B) {
+	b.Run("impl=naive/size=1MiB", func(b *testing.B) {
 		b.ReportAllocs()
 		b.SetBytes(1 << 20)
 		for b.Loop() {

@@ -39,7 +39,7 @@ func (a *again) Committed(batch []*Submission) {
 // The twin is what one would write without a batching writer: each message commits itself, under a lock.
 func BenchmarkWriter(b *testing.B) {
 	for _, inflight := range []int{1, 16, 256} {
-		b.Run(fmt.Sprintf("inflight=%d", inflight), func(b *testing.B) {
+		b.Run(fmt.Sprintf("impl=fastedge/inflight=%d", inflight), func(b *testing.B) {
 			b.ReportAllocs()
 			d := &slowDisk{}
 			a := &again{w: NewWriter(d, Limits{})}
@@ -57,7 +57,7 @@ func BenchmarkWriter(b *testing.B) {
 			a.w.Close(context.Background())
 			b.ReportMetric(float64(b.N)/float64(d.commits.Load()), "msgs/commit")
 		})
-		b.Run(fmt.Sprintf("naive=lock/inflight=%d", inflight), func(b *testing.B) {
+		b.Run(fmt.Sprintf("impl=naive/inflight=%d", inflight), func(b *testing.B) {
 			b.ReportAllocs()
 			d := &slowDisk{}
 			var mu sync.Mutex

@@ -112,7 +112,7 @@ func BenchmarkRelay(b *testing.B) {
 	for _, size := range []int{4 << 10, 64 << 10} {
 		msg := string(ordinary(size))
 		for _, connections := range []int{1, 8} {
-			b.Run(fmt.Sprintf("%dKiB-%dconnections", size>>10, connections), func(b *testing.B) {
+			b.Run(fmt.Sprintf("impl=fastedge/size=%dKiB/conns=%d", size>>10, connections), func(b *testing.B) {
 				hop := NextHop{Network: "tcp", Address: sink(b)}
 				d := mail(msg, "a@example.net")
 				src := &benchSource{d: d, left: b.N, done: make(chan struct{})}
@@ -132,7 +132,7 @@ func BenchmarkRelay(b *testing.B) {
 				cancel()
 				<-ended
 			})
-			b.Run(fmt.Sprintf("%dKiB-%dconnections/naive-SendMail", size>>10, connections), func(b *testing.B) {
+			b.Run(fmt.Sprintf("impl=naive/size=%dKiB/conns=%d", size>>10, connections), func(b *testing.B) {
 				address := sink(b)
 				b.SetBytes(int64(len(msg)))
 				b.ReportAllocs()

@@ -92,7 +92,7 @@ func ordinary(size int) []byte {
 func BenchmarkStuff(b *testing.B) {
 	msg := ordinary(48 << 10)[:48<<10]
 	dst := make([]byte, 0, outBytes)
-	b.Run("48KiB-lines70", func(b *testing.B) {
+	b.Run("impl=fastedge/size=48KiB", func(b *testing.B) {
 		b.SetBytes(int64(len(msg)))
 		b.ReportAllocs()
 		for b.Loop() {
@@ -100,7 +100,7 @@ func BenchmarkStuff(b *testing.B) {
 			s.appendTo(dst, msg)
 		}
 	})
-	b.Run("48KiB-lines70/naive", func(b *testing.B) {
+	b.Run("impl=naive/size=48KiB", func(b *testing.B) {
 		b.SetBytes(int64(len(msg)))
 		b.ReportAllocs()
 		for b.Loop() {

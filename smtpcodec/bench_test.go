@@ -31,12 +31,14 @@ var dataSizes = []struct {
 
 func BenchmarkDataScan(b *testing.B) {
 	for _, s := range dataSizes {
-		b.Run("size="+s.name, func(b *testing.B) { benchScan(b, append(ordinaryMessage(s.size), ".\r\n"...), 64<<10) })
+		b.Run("impl=fastedge/size="+s.name, func(b *testing.B) { benchScan(b, append(ordinaryMessage(s.size), ".\r\n"...), 64<<10) })
 	}
-	b.Run("size=64KiB-32KiB-chunks", func(b *testing.B) { benchScan(b, append(ordinaryMessage(64<<10), ".\r\n"...), 32<<10) })
-	b.Run("size=64KiB-short-lines", func(b *testing.B) {
+	b.Run("impl=fastedge/size=64KiB/read=32KiB", func(b *testing.B) { benchScan(b, append(ordinaryMessage(64<<10), ".\r\n"...), 32<<10) })
+	b.Run("impl=fastedge/size=64KiB/lines=empty", func(b *testing.B) {
 		benchScan(b, append(bytes.Repeat([]byte("\r\n"), 32<<10), ".\r\n"...), 64<<10)
 	})
+	benchScanByteAtATime(b)
+	benchScanTextproto(b)
 }
 
 func benchScan(b *testing.B, wire []byte, chunk int) {
@@ -55,9 +57,9 @@ func benchScan(b *testing.B, wire []byte, chunk int) {
 }
 
 // The twin does the same work one byte at a time, over memory.
-func BenchmarkDataScanByteAtATime(b *testing.B) {
+func benchScanByteAtATime(b *testing.B) {
 	for _, s := range dataSizes {
-		b.Run("size="+s.name, func(b *testing.B) {
+		b.Run("impl=naive-bytes/size="+s.name, func(b *testing.B) {
 			wire := append(ordinaryMessage(s.size), ".\r\n"...)
 			dst := make([]byte, 0, len(wire)+2)
 			b.SetBytes(int64(len(wire)))
@@ -73,9 +75,9 @@ func BenchmarkDataScanByteAtATime(b *testing.B) {
 }
 
 // The second twin is the standard library's reader of dot-stuffed text. It does less (no checks) and accepts bare LF as a line end.
-func BenchmarkDataScanTextproto(b *testing.B) {
+func benchScanTextproto(b *testing.B) {
 	for _, s := range dataSizes {
-		b.Run("size="+s.name, func(b *testing.B) {
+		b.Run("impl=naive-textproto/size="+s.name, func(b *testing.B) {
 			wire := append(ordinaryMessage(s.size), ".\r\n"...)
 			dst := make([]byte, len(wire)+2)
 			br := bufio.NewReaderSize(nil, 64<<10)
@@ -117,6 +119,11 @@ const (
 )
 
 func BenchmarkParseMail(b *testing.B) {
+	b.Run("impl=fastedge", benchParseMail)
+	b.Run("impl=naive", benchParseMailNaive)
+}
+
+func benchParseMail(b *testing.B) {
 	in := []byte(benchMail)
 	b.SetBytes(int64(len(in)))
 	b.ReportAllocs()
@@ -136,7 +143,7 @@ var (
 )
 
 // The twin is the handler one would write first: bufio, Fields, regular expressions, a map of parameters.
-func BenchmarkParseMailNaive(b *testing.B) {
+func benchParseMailNaive(b *testing.B) {
 	in := []byte(benchMail)
 	src := bytes.NewReader(in)
 	br := bufio.NewReader(src)
@@ -181,6 +188,11 @@ func BenchmarkParseRcpt(b *testing.B) {
 var benchReply = Reply{250, EnhancedCode{2, 1, 5}, "Recipient <someone@example.net> Ok"}
 
 func BenchmarkReplyAppend(b *testing.B) {
+	b.Run("impl=fastedge", benchReplyAppend)
+	b.Run("impl=naive", benchReplyAppendSprintf)
+}
+
+func benchReplyAppend(b *testing.B) {
 	dst := make([]byte, 0, 512)
 	b.ReportAllocs()
 	for b.Loop() {
@@ -188,7 +200,7 @@ func BenchmarkReplyAppend(b *testing.B) {
 	}
 }
 
-func BenchmarkReplyAppendSprintf(b *testing.B) {
+func benchReplyAppendSprintf(b *testing.B) {
 	dst := make([]byte, 0, 512)
 	b.ReportAllocs()
 	for b.Loop() {

@@ -203,14 +203,14 @@ func TestScrapesWhileLoopsCount(t *testing.T) {
 
 // The naive twin is the ready-made counter with labels.
 func BenchmarkReply(b *testing.B) {
-	b.Run("loop", func(b *testing.B) {
+	b.Run("impl=fastedge", func(b *testing.B) {
 		l := New(testOptions()).NewLoop()
 		b.ReportAllocs()
 		for b.Loop() {
 			l.Reply(2, 250)
 		}
 	})
-	b.Run("naive", func(b *testing.B) {
+	b.Run("impl=naive", func(b *testing.B) {
 		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "x"}, []string{"stage", "code"})
 		b.ReportAllocs()
 		for b.Loop() {

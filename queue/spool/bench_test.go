@@ -47,14 +47,14 @@ func (c *closedLoop) Committed(batch []*queue.Submission) {
 func BenchmarkCommit(b *testing.B) {
 	for _, kib := range []int{4, 64} {
 		for _, inflight := range []int{1, 16, 256} {
-			b.Run(fmt.Sprintf("inflight=%d/size=%dKiB", inflight, kib), func(b *testing.B) {
+			b.Run(fmt.Sprintf("impl=fastedge/sync=fsync/inflight=%d/size=%dKiB", inflight, kib), func(b *testing.B) {
 				benchCommit(b, inflight, kib<<10, Fsync)
 			})
 		}
 	}
-	b.Run("durability=os/inflight=256/size=4KiB", func(b *testing.B) { benchCommit(b, 256, 4<<10, OS) })
+	b.Run("impl=fastedge/sync=os/inflight=256/size=4KiB", func(b *testing.B) { benchCommit(b, 256, 4<<10, OS) })
 	for _, naive := range []string{"file-each", "append-each"} {
-		b.Run("naive="+naive+"/size=4KiB", func(b *testing.B) { benchNaive(b, naive == "file-each") })
+		b.Run("impl=naive-"+naive+"/sync=fsync/inflight=1/size=4KiB", func(b *testing.B) { benchNaive(b, naive == "file-each") })
 	}
 }
 
