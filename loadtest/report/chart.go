@@ -97,7 +97,7 @@ func WriteChart(w io.Writer, c Chart) error {
 	for i := range c.Bars {
 		words = append(words, c.Bars[i].Label+": "+c.text(&c.Bars[i]))
 	}
-	s.open("chart", "chart", c.Title, strings.Join(words, "; ")+".")
+	s.openAlone(c.Title, strings.Join(words, "; ")+".")
 	fmt.Fprintf(s, "<style>%s</style>", chartCSS)
 	fmt.Fprintf(s, `<rect class="paper" width="%s" height="%s" rx="8"/>`, px(width), px(height))
 	if c.Title != "" {

@@ -383,7 +383,7 @@ func percentileChart(curves []named) chartView {
 		row = append(row, latency(n.h.MaxMs()))
 	}
 	t.Rows = append(t.Rows, row)
-	return chartView{Title: "Latency by percentile", Note: "Share answered within the time; dotted where fewer than ten are slower",
+	return chartView{Title: "Latency by percentile", Note: "Percentiles, each nine as wide as the one before; dotted where fewer than ten samples are slower",
 		plot: percentilePlot("Latency by percentile", curves), Figures: t}
 }
 
@@ -592,10 +592,15 @@ func (p *pageView) together(runs []*Run) *togetherView {
 	t := &table{Columns: []column{{"run", false}, {"msg/s", true}, {"ack p50", true}, {"ack p99", true}, {"ack p99.9", true}, {"CPU-s per 1,000", true}, {"RSS", true},
 		{"errors", true}, {"lost", true}, {"verdict", false}}}
 	var curves []named
+	times := map[string]int{}
 	for i, r := range runs {
+		name := printable(name(r), 16)
+		if times[name]++; times[name] > 1 {
+			name += fmt.Sprintf(" (%d)", times[name])
+		}
 		h := r.Phase("ack", "2xx")
 		if h != nil && i < 6 {
-			curves = append(curves, named{"c-run" + strconv.Itoa(i+1), printable(name(r), 16), h})
+			curves = append(curves, named{"c-run" + strconv.Itoa(i+1), name, h})
 		}
 		cpu, rss, lost := "–", "–", "–"
 		if r.Server != nil {
@@ -604,7 +609,7 @@ func (p *pageView) together(runs []*Run) *togetherView {
 		if r.Verdict != nil {
 			lost = grouped(r.Verdict.Lost)
 		}
-		t.Rows = append(t.Rows, []string{name(r), figure(r.Rate()), latency(h.Ms(50)), latency(h.Ms(99)), latency(h.Ms(99.9)), cpu, rss, grouped(r.Totals.Errors), lost,
+		t.Rows = append(t.Rows, []string{name, figure(r.Rate()), latency(h.Ms(50)), latency(h.Ms(99)), latency(h.Ms(99.9)), cpu, rss, grouped(r.Totals.Errors), lost,
 			cmp.Or(r.outcome(), "–")})
 	}
 	v := &togetherView{Table: t}
@@ -643,7 +648,7 @@ func (p *pageView) comparison(c *Comparison) *comparisonView {
 			chart := percentileChart(curves)
 			chart.Title = upperFirst(phase) + " latency by percentile"
 			if len(c.A) > 1 || len(c.B) > 1 {
-				chart.Note = "All runs of a side together; dotted where fewer than ten are slower"
+				chart.Note = "All runs of a side together; dotted where fewer than ten samples are slower"
 			}
 			v.Charts = append(v.Charts, chart)
 		}

@@ -65,18 +65,23 @@ func (p *plot) images(ids *int, full bool) template.HTML {
 	var b strings.Builder
 	for _, size := range sizes {
 		*ids++
-		p.draw(&b, "p"+strconv.Itoa(*ids), "plot "+size.class, size.width, size.height)
+		p.draw(&b, "p"+strconv.Itoa(*ids), "plot "+size.class, size.width, size.height, size.class == "narrow")
 	}
 	return template.HTML(b.String())
 }
 
-func (p *plot) draw(b *strings.Builder, id, class string, width, height float64) {
-	c := &canvas{width: width, height: height}
+// draw draws one size. The names of the curves stand beside their ends, or above the plot when there is no room for that.
+func (p *plot) draw(b *strings.Builder, id, class string, width, height float64, above bool) {
+	legend := 0.0
+	if above {
+		legend = lineHeight * float64(len(p.legend(width)))
+	}
+	c := &canvas{width: width, height: height + legend}
 	c.open(id, class, p.title, p.description)
 
 	low, high := p.extent()
 	var y axis
-	top, bottom := 10.0, height-26
+	top, bottom := 10+legend, height+legend-26
 	if p.log {
 		y = logAxis(low, high, bottom, top)
 	} else {
@@ -93,6 +98,17 @@ func (p *plot) draw(b *strings.Builder, id, class string, width, height float64)
 		right = max(right, textWidth(k.name, labelSize))
 	}
 	right += 24
+	if above {
+		right = 16
+		for i, row := range p.legend(width) {
+			at := 0.0
+			for _, k := range row {
+				c.rule("key "+k.class, at, lineHeight*float64(i)+6, at+10, lineHeight*float64(i)+6)
+				c.text("name", "start", at+14, lineHeight*float64(i)+10, k.name)
+				at += legendWidth(k.name)
+			}
+		}
+	}
 	x := axis{low: 0, high: p.xHigh, from: left, to: width - right}
 
 	for _, v := range yTicks {
@@ -153,6 +169,9 @@ func (p *plot) draw(b *strings.Builder, id, class string, width, height float64)
 			names = append(names, label{class: l.class, text: l.name, y: y.at(last[n-1].y)})
 		}
 	}
+	if above {
+		names = nil
+	}
 	spread(names, lineHeight, top+2, bottom-4)
 	for _, n := range names {
 		c.rule("key "+n.class, x.to+4, n.y, x.to+14, n.y)
@@ -169,6 +188,26 @@ func (p *plot) draw(b *strings.Builder, id, class string, width, height float64)
 	c.close()
 	b.WriteString(c.String())
 }
+
+// legend breaks the names of the curves into rows that fit the width.
+func (p *plot) legend(width float64) (rows [][]curve) {
+	free := -1.0
+	for _, k := range p.curves() {
+		if k.name == "" {
+			continue
+		}
+		if free < legendWidth(k.name)-16 {
+			rows = append(rows, nil)
+			free = width
+		}
+		rows[len(rows)-1] = append(rows[len(rows)-1], k)
+		free -= legendWidth(k.name)
+	}
+	return rows
+}
+
+// legendWidth is a key, the name and the space after it.
+func legendWidth(name string) float64 { return 14 + textWidth(name, labelSize) + 16 }
 
 func (p *plot) curves() []curve { return append(append([]curve{}, p.areas...), p.lines...) }
 
@@ -285,11 +324,11 @@ func percentilePlot(title string, all []named) *plot {
 	p.description = strings.Join(words, "; ") + "."
 	for _, s := range percentiles {
 		if at := nines(s.p); at <= p.xHigh+1e-9 {
-			p.xTicks = append(p.xTicks, tick{at, strings.TrimPrefix(s.name, "p") + "%"})
+			p.xTicks = append(p.xTicks, tick{at, strings.TrimPrefix(s.name, "p")})
 		}
 	}
 	if p.xHigh >= 5 {
-		p.xTicks = append(p.xTicks, tick{5, "99.999%"})
+		p.xTicks = append(p.xTicks, tick{5, "99.999"})
 	}
 	return p
 }

@@ -1,13 +1,33 @@
 package report
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
+	"sync"
 	"time"
 )
 
-// synthetic is a plausible run: latencies are log-normal with a pause now and then, the rate wavers. The same seed gives the same run.
+// synthetic is a plausible run: latencies are log-normal with a pause now and then, the rate wavers. The same seed gives the same run,
+// which the caller may change, except for its histograms.
 func synthetic(seed uint64, loop string) *Run {
+	key := fmt.Sprint(seed, loop)
+	made, ok := synthesised.Load(key)
+	if !ok {
+		made, _ = synthesised.LoadOrStore(key, synthesise(seed, loop))
+	}
+	r := *made.(*Run)
+	server, verdict := *r.Server, *r.Verdict
+	r.Server, r.Verdict = &server, &verdict
+	r.Phases, r.Series = slices.Clone(r.Phases), slices.Clone(r.Series)
+	r.Replies, r.Thresholds = slices.Clone(r.Replies), slices.Clone(r.Thresholds)
+	return &r
+}
+
+var synthesised sync.Map // runs by seed and loop
+
+func synthesise(seed uint64, loop string) *Run {
 	g := rand.New(rand.NewPCG(seed, 42))
 	rate, seconds := 4997.0, 60
 	ackP50 := 1.4
