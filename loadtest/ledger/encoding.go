@@ -131,7 +131,7 @@ func ReadReceipts(src io.Reader) (*Receipts, error) {
 	if in.err == nil && string(head[:]) != receiptsMagic+string(rune(receiptsVersion)) {
 		in.err = ErrBadReceipts
 	}
-	r := newReceipts(RunID(in.word()))
+	r := NewReceipts(RunID(in.word()))
 	r.strangers = int64(in.uvarint(1<<63 - 1))
 	r.beyond = int64(in.uvarint(1<<63 - 1))
 	for range in.uvarint(MaxCorrupt) {

@@ -79,7 +79,8 @@ type Receipts struct {
 	beyond    int64
 }
 
-func newReceipts(run RunID) *Receipts {
+// NewReceipts gives empty ones.
+func NewReceipts(run RunID) *Receipts {
 	return &Receipts{run: run, pages: map[pageKey]*receiptPage{}}
 }
 
@@ -281,7 +282,7 @@ func (g *Register) of(run RunID) *Receipts {
 	if len(g.runs) == MaxRuns {
 		g.runs = slices.Delete(g.runs, 0, 1)
 	}
-	r := newReceipts(run)
+	r := NewReceipts(run)
 	g.runs = append(g.runs, r)
 	return r
 }

@@ -286,7 +286,7 @@ func same(a, b *Receipts) bool {
 }
 
 func TestReceiptsRoundTrip(t *testing.T) {
-	for name, r := range map[string]*Receipts{"empty": newReceipts(1), "sample": sampleReceipts()} {
+	for name, r := range map[string]*Receipts{"empty": NewReceipts(1), "sample": sampleReceipts()} {
 		text := r.AppendTo(nil)
 		got, err := ReadReceipts(bytes.NewReader(text))
 		if err != nil || !same(got, r) {
@@ -335,7 +335,7 @@ func FuzzReadReceipts(f *testing.F) {
 	var g Register
 	deliver(&g, testRun, 5, 0)
 	g.Enter(AppendRecipient(nil, testRun, 6, 5, "a"), Finding{})
-	f.Add(newReceipts(1).AppendTo(nil))
+	f.Add(NewReceipts(1).AppendTo(nil))
 	f.Add(g.Receipts(testRun).AppendTo(nil))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		r, err := ReadReceipts(bytes.NewReader(text))

@@ -58,8 +58,9 @@ var (
 	errNoSpool   = errors.New("there is no segment and no ack log")
 )
 
-// ReadSpool gives the receipts of a run from the spool directory of a fastedge server: each intact record counts as one delivery to each recipient of
-// its envelope, of the message as it would be handed on (trace field, then message data). Messages of other runs are strangers.
+// ReadSpool gives the receipts of a run from the spool directory of a fastedge server: each intact record counts as one delivery to each
+// recipient of its envelope, of the message as it would be handed on (trace field, then message data). Messages of other runs are
+// strangers.
 //
 // The server may be running, or have been killed. A record that is being written fails its checksum and is not there yet; so does a record of an
 // earlier use of a file, since every checksum is seeded with the file's salt. What lies behind a noted cut was refused, and is not counted.
@@ -139,7 +140,8 @@ func parseSpoolHeader(block []byte, kind uint32, number uint64) (seed uint32, ok
 	return 0, false, errNotSpool
 }
 
-// readSpoolNotes reads the newest intact ack log. Its end may be torn, and damage in the middle is passed over: most of it is about what was settled.
+// readSpoolNotes reads the newest intact ack log. Its end may be torn, and damage in the middle is passed over: most of it is about what
+// was settled.
 func readSpoolNotes(dir string) (notes spoolNotes, err error) {
 	notes = spoolNotes{map[uint64]int64{}, map[uint64]bool{}}
 	numbers, err := spoolFiles(dir, "ack")
@@ -221,7 +223,7 @@ func readSegments(dir string, run RunID, notes spoolNotes) (*Receipts, error) {
 	if acks, err := spoolFiles(dir, "ack"); err == nil && len(numbers) == 0 && len(acks) == 0 {
 		return nil, errNoSpool
 	}
-	g := &Register{runs: []*Receipts{newReceipts(run)}, only: true}
+	g := &Register{runs: []*Receipts{NewReceipts(run)}, only: true}
 	r := &segmentReader{in: NewInspection(g)}
 	for _, number := range numbers {
 		if notes.gone[number] {
