@@ -72,9 +72,10 @@ func WriteChart(w io.Writer, c Chart) error {
 	if c.Subtitle != "" {
 		top += 20
 	}
-	legend := top
+	subtitle, legend := top-6, top
 	if len(classes) > 1 {
-		top += 24
+		legend += 4
+		top += 28
 	}
 	top += 6
 	bottom := top + row*float64(len(c.Bars))
@@ -104,7 +105,7 @@ func WriteChart(w io.Writer, c Chart) error {
 		s.text("ink title", "start", margin, margin+16, c.Title)
 	}
 	if c.Subtitle != "" {
-		s.text("quiet", "start", margin, legend-6, c.Subtitle)
+		s.text("quiet", "start", margin, subtitle, c.Subtitle)
 	}
 	if len(classes) > 1 {
 		at := margin
@@ -115,7 +116,14 @@ func WriteChart(w io.Writer, c Chart) error {
 		}
 	}
 	free := 0.0
-	for _, t := range x.ticks(6) {
+	ticks := x.ticks(int((x.to - x.from) / 80))
+	if x.log {
+		ticks = x.logTicks(int((x.to - x.from) / 110)) // 1, 2 and 5 only where all their texts have room
+	}
+	if len(c.Bars) == 0 {
+		ticks = nil
+	}
+	for _, t := range ticks {
 		at := x.at(t)
 		s.rule("grid", at, top, at, bottom)
 		text := tickCount(t)
@@ -138,12 +146,12 @@ func WriteChart(w io.Writer, c Chart) error {
 		middle := y + row/2
 		s.text("ink"+weight, "end", left-10, middle+4.5, b.Label)
 		to := x.from
-		if b.Value > 0 {
+		if b.Value > 0 && finite(b.Value) {
 			to = x.at(b.Value)
 			fmt.Fprintf(s, `<rect class="%s" x="%s" y="%s" width="%s" height="%s" rx="2.5"/>`, classColour(slices.Index(classes, b.Class)),
 				px(x.from), px(middle-thick/2), px(max(1.5, to-x.from)), px(thick))
 		}
-		if b.High > 0 && b.High >= b.Low {
+		if b.High > 0 && b.High >= b.Low && finite(b.High) {
 			lo, hi := x.at(b.Low), x.at(b.High)
 			s.rule("range", lo, middle, hi, middle)
 			s.rule("range", lo, middle-4, lo, middle+4)

@@ -252,9 +252,15 @@ func (r *Row) value(s *Spread) (median, spread string) {
 		return show(s.Median), ""
 	default:
 		if s.Min == s.Max {
-			return show(s.Median), "all"
+			return show(s.Median), ""
 		}
-		return show(s.Median), show(s.Min) + " to " + show(s.Max)
+		low, high := show(s.Min), show(s.Max)
+		// The unit once, when both have the same.
+		unit := strings.TrimLeft(high, "0123456789.,")
+		if unit != "" && strings.HasSuffix(low, unit) && strings.Trim(strings.TrimSuffix(low, unit), "0123456789.,") == "" {
+			low = strings.TrimSuffix(low, unit)
+		}
+		return show(s.Median), low + "–" + high
 	}
 }
 

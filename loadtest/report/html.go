@@ -61,22 +61,22 @@ type pageView struct {
 }
 
 type runView struct {
-	Name, Address, Banner  string
-	Outcome                string
-	Loop, Meaning, Load    string
-	Started, Ended, Length string
-	Early                  bool
-	Tiles                  []tile
-	Warnings               []warningView
-	Bar                    template.HTML
-	Outcomes               []outcomeView
-	Charts                 []chartView
-	Verdict                *verdictView
-	Thresholds             []thresholdView
-	Replies                *table
-	Phases                 *table
-	Facts                  []facts
-	Tool, ID               string
+	Name, Address       string
+	Outcome             string
+	Loop, Meaning, Load string
+	Ended               string
+	Early               bool
+	Tiles               []tile
+	Warnings            []warningView
+	Bar                 template.HTML
+	Outcomes            []outcomeView
+	Charts              []chartView
+	Verdict             *verdictView
+	Thresholds          []thresholdView
+	Replies             *table
+	Phases              *table
+	Facts               []facts
+	Tool, ID            string
 }
 
 // tile is one figure in large type.
@@ -167,13 +167,15 @@ func (p *pageView) write(w io.Writer) error {
 func (p *pageView) run(r *Run) runView {
 	loop, meaning := loopSentence(r)
 	v := runView{
-		Name: name(r), Address: printable(r.Target.Address, 100), Banner: printable(r.Target.Banner, 300), Outcome: r.outcome(),
-		Loop: upperFirst(loop), Meaning: meaning, Load: r.Parameters.load(),
-		Started: r.Started.UTC().Format("2006-01-02 15:04:05 UTC"), Ended: printable(r.Ended, 100), Early: r.early(), Length: span(r.Seconds),
+		Name: name(r), Address: printable(r.Target.Address, 100), Outcome: r.outcome(),
+		Loop: upperFirst(loop), Meaning: meaning, Load: r.Parameters.load(), Ended: printable(r.Ended, 100), Early: r.early(),
 		Tool: printable(r.Tool, 100), ID: printable(r.ID, 32),
 	}
-	if r.Started.IsZero() {
-		v.Started = ""
+	if !r.Started.IsZero() {
+		if v.Load != "" {
+			v.Load += " · "
+		}
+		v.Load += "started " + r.Started.UTC().Format("2006-01-02 15:04:05 UTC")
 	}
 	v.Tiles = tiles(r)
 	for _, w := range r.Warnings {

@@ -74,7 +74,7 @@ func (p *plot) images(ids *int, full bool) template.HTML {
 func (p *plot) draw(b *strings.Builder, id, class string, width, height float64, above bool) {
 	legend := 0.0
 	if above {
-		legend = lineHeight * float64(len(p.legend(width)))
+		legend = lineHeight*float64(len(p.legend(width))) + 4
 	}
 	c := &canvas{width: width, height: height + legend}
 	c.open(id, class, p.title, p.description)
