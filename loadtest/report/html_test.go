@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/xml"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -135,6 +136,43 @@ func TestPagesAreSelfContained(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+func TestLongRunsMakeSmallPages(t *testing.T) {
+	r := synthetic(1, "open")
+	second := r.Series[0]
+	r.Series = nil
+	for i := range 86400 {
+		second.At = float64(i + 1)
+		r.Series = append(r.Series, second)
+	}
+	r.Seconds = 86400
+	var b bytes.Buffer
+	if err := WriteHTML(&b, r); err != nil {
+		t.Fatal(err)
+	}
+	wellFormed(t, b.Bytes())
+	if b.Len() > 400<<10 || !strings.Contains(b.String(), ">24:00:00<") {
+		t.Errorf("%d KiB", b.Len()>>10)
+	}
+	// A constant series stays what it is when seconds are gathered.
+	for _, stretch := range bins(r.Series, maxBins) {
+		if math.Abs(stretch.acked-float64(second.Acknowledged)) > 1e-6 || math.Abs(stretch.ackP99-second.AckP99Ms) > 1e-6 {
+			t.Fatalf("%+v", stretch)
+		}
+	}
+}
+
+func TestSamePageTwice(t *testing.T) {
+	var a, b bytes.Buffer
+	for _, w := range []*bytes.Buffer{&a, &b} {
+		if err := WriteHTML(w, troubled(), synthetic(2, "closed")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(a.Bytes(), b.Bytes()) {
+		t.Error("two pages of one run differ")
 	}
 }
 

@@ -46,10 +46,6 @@ func (c *canvas) rect(class string, x, y, w, h float64) {
 	fmt.Fprintf(c, `<rect class="%s" x="%s" y="%s" width="%s" height="%s"/>`, class, px(x), px(y), px(max(0, w)), px(max(0, h)))
 }
 
-func (c *canvas) circle(class string, x, y, r float64) {
-	fmt.Fprintf(c, `<circle class="%s" cx="%s" cy="%s" r="%s"/>`, class, px(x), px(y), px(r))
-}
-
 type point struct{ x, y float64 }
 
 func (c *canvas) line(class string, points []point) {
