@@ -1,44 +1,30 @@
 # shellcheck shell=bash disable=SC2154 # $work is of lib.sh
-# The one place that knows the load generator. Sourced by run and check.
+# The one place that knows the load generator, which is fastedge loadtest. Sourced by run and check.
 #
-# generate PORT FLAG…   applies a load to 127.0.0.1:PORT, with the flags of fastedge loadtest run, and prints one line of
-#                       JSON: messages, sessions, errors, first_error, seconds, per_second, ack_p50_ms, ack_p99_ms, gen_cpu_us
+# generate PORT FLAG…   applies a load to 127.0.0.1:PORT, with the flags of loadtest run, and prints one line of JSON: messages,
+#                       sessions, errors, first_error, seconds, per_second, ack_p50_ms, ack_p99_ms, gen_cpu_us; fails on errors
 # hold PORT N SECONDS   opens N connections, says EHLO on each and holds them
 
-build_generator() { go build -o "$work/gen" ./bench/gen; }
+# GENERATOR names a binary to use instead of this commit's.
+build_generator() {
+	if [ -n "${GENERATOR:-}" ]; then
+		cp "$GENERATOR" "$work/generator"
+	else
+		go build -o "$work/generator" ./cmd/fastedge
+	fi
+}
 
-can_rate() { false; } # whether generate knows --rate
+loadtest() {
+	taskset -c "$GENERATOR_CORE" timeout -k 5 "$RUN_LIMIT" "$work/generator" loadtest run "127.0.0.1:$1" --quiet --workers 1 "${@:2}"
+}
 
 generate() {
-	local port=$1 connections=100 messages=0 args=()
-	shift
-	while [ $# -gt 0 ]; do
-		case $1 in
-		--connections) connections=$2 ;;
-		--messages) messages=$2 ;;
-		--per-connection) args+=(-per-connection "$2") ;;
-		--size) args+=(-size "$(numfmt --from=iec-i "${2%B}")") ;;
-		--pipelining)
-			case $2 in
-			off) args+=(-mode plain) ;;
-			group) args+=(-mode pipelined) ;;
-			tight) args+=(-mode tight) ;;
-			esac
-			;;
-		--sources) args+=(-sources 200) ;;
-		--sessions-only)
-			args+=(-session-only)
-			shift
-			continue
-			;;
-		*) die "generate: $1" ;;
-		esac
-		shift 2
-	done
-	taskset -c "$GENERATOR_CORE" timeout -k 5 "$RUN_LIMIT" "$work/gen" -addr "127.0.0.1:$port" -connections "$connections" \
-		-messages $(((messages + connections - 1) / connections)) "${args[@]}"
+	local json
+	rm -f "$work/run.json"
+	loadtest "$@" --out "$work/run.json" >"$work/generator.log" 2>&1 || true # its verdict is made here
+	json=$("$work/report" figures "$work/run.json") || { tail -n 3 "$work/generator.log"; return 1; }
+	echo "$json"
+	[[ $json == *'"errors":0,'* ]]
 }
 
-hold() {
-	exec taskset -c "$GENERATOR_CORE" timeout -k 5 $(($3 + 30)) "$work/gen" -addr "127.0.0.1:$1" -idle "$2" -sources 200 -hold "$3s"
-}
+hold() { loadtest "$1" --connections "$2" --hold "$3s" --sources 127.0.1.0/24; }

@@ -46,7 +46,6 @@ var mayImport = map[string]string{
 	"cmd/fastedge":    "*",
 	// Nobody imports these; they drive programs from outside.
 	"bench":         "*",
-	"bench/gen":     "",
 	"bench/report":  "",
 	"internal/arch": "",
 }
