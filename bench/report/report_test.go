@@ -80,6 +80,26 @@ func TestCommittedClassesHaveEvidence(t *testing.T) {
 	}
 }
 
+func TestEveryServerHasItsScripts(t *testing.T) {
+	starts, _ := filepath.Glob("../compare/*/start")
+	if len(starts) < 11 {
+		t.Errorf("only %d servers", len(starts))
+	}
+	for _, start := range starts {
+		folder := filepath.Dir(start)
+		for _, script := range []string{"install", "start", "stop", "class", "version"} {
+			if fi, err := os.Stat(filepath.Join(folder, script)); err != nil || fi.Mode()&0o111 == 0 {
+				t.Errorf("%s/%s is no script: %v", filepath.Base(folder), script, err)
+			}
+		}
+		text, _ := os.ReadFile(filepath.Join(folder, "class"))
+		class := strings.TrimSpace(strings.TrimPrefix(string(text), "#!/bin/sh\necho "))
+		if onDisk[class] == "" {
+			t.Errorf("%s has the class %q", filepath.Base(folder), class)
+		}
+	}
+}
+
 const (
 	someFacts = `{"date": "2026-11-22", "commit": "abc", "uncommitted_changes": false, "cpu": "C", "cores": 2, "kernel": "L", "file_system": "ext4", "go": "go1"}`
 	someRuns  = `
