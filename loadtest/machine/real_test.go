@@ -50,7 +50,7 @@ exec dd if=/dev/zero of=/dev/null count=1 2>/dev/null`)
 		t.Fatal(err)
 	}
 	first, err := tree.Sample()
-	if err != nil || first.Processes != 1 || first.RSS == 0 || first.Gone {
+	if err != nil || first.Processes != 1 || first.Gone {
 		t.Fatalf("%+v, %v", first, err)
 	}
 	if rss, pss, err := tree.Memory(); err != nil || rss <= 0 || pss <= 0 || pss > rss {
@@ -87,20 +87,6 @@ exec dd if=/dev/zero of=/dev/null count=1 2>/dev/null`)
 	if last.CPU() == 0 || last.ContextSwitches == 0 {
 		t.Errorf("%+v", last)
 	}
-}
-
-func TestRealOrphans(t *testing.T) {
-	cmd, in, out := shell(t, `(sh -c 'echo orphan; read end </dev/fd/3; `+loop+`; echo looped' 3<&0 &) ; read end </dev/null; exit 0`)
-	_ = in
-	tree, err := Watch(cmd.Process.Pid)
-	if err != nil {
-		t.Skip("ended before it could be watched")
-	}
-	if _, err := io.ReadFull(out, make([]byte, len("orphan\n"))); err != nil {
-		t.Fatal(err)
-	}
-	s, err := tree.Sample()
-	t.Logf("%+v, %v", s, err) // whether it was seen in time is luck; that nothing breaks is not
 }
 
 func TestWriteBytes(t *testing.T) {

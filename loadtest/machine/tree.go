@@ -84,7 +84,7 @@ type ended struct {
 // differences.
 type Sample struct {
 	User, System    time.Duration
-	RSS             int64 // bytes now, pages that processes share counted for each; see Memory
+	RSS             int64 // bytes now: as the kernel counts in passing, some pages off for each process; shared pages count for each. See Memory
 	ContextSwitches int64 // voluntary and not, of the living and of what was seen of the ended
 	WriteBytes      int64 // sent towards a disk, or 0 if we may not know (processes of another user)
 	Processes       int   // now
