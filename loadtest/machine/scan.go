@@ -7,7 +7,8 @@ import (
 	"strconv"
 )
 
-// fullScan is how many scans pass by lists of children before one looks at all processes, for those whose parents ended unseen.
+// fullScan is how many scans go by lists of children, or pass over processes that were not of the tree, before one looks at all: for
+// those whose parents ended unseen, and for new processes with the numbers of old ones.
 const fullScan = 16
 
 // scan is one look at the processes. Order matters: a parent is read before its children, so that either a child is seen alive and its
@@ -143,7 +144,12 @@ func (t *Tree) scanAll(s *scan) {
 		read int
 	}
 	var others []newcomer
+	strangers := make(map[int]bool)
 	for _, pid := range t.r.pids(t.proc) { // ascending: most parents come before their children
+		if t.strangers[pid] && t.scans%fullScan != 0 { // nobody enters the tree but by birth; another one may have its number, though
+			strangers[pid] = true
+			continue
+		}
 		if st, isNew, ok := t.look(s, pid); ok && isNew {
 			others = append(others, newcomer{st, s.reads})
 		}
@@ -173,6 +179,10 @@ func (t *Tree) scanAll(s *scan) {
 			return true
 		})
 	}
+	for _, o := range others {
+		strangers[o.pid] = !s.truncated // or else it may be one for whom there was no room
+	}
+	t.strangers = strangers
 	inUse := make(map[int]bool, len(t.sessions))
 	for _, p := range t.known {
 		if t.sessions[p.session] {

@@ -39,10 +39,12 @@ type Tree struct {
 	r        reader
 	known    map[int]*process // members, by pid: living, or ended and not yet waited for
 	sessions map[int]bool     // that members began
-	pending  []*ended
-	lost     usage // of ended processes for whom no living one's record answers
-	last     Sample
-	scans    int
+
+	strangers map[int]bool // pids that were not of the tree
+	pending   []*ended
+	lost      usage // of ended processes for whom no living one's record answers
+	last      Sample
+	scans     int
 }
 
 // usage is what adds up.
@@ -118,9 +120,9 @@ func watch(pid int, proc string, clock func(int) (time.Duration, bool)) (*Tree, 
 // it is shown as a zombie, with the number of those that live.
 func (s *stat) dead() bool { return (s.state == 'Z' || s.state == 'X') && s.threads <= 1 }
 
-// Sample takes a sample. It reads a file for each process of the tree and two more for each that has run since the last sample and, where
-// the kernel has no lists of children (CONFIG_PROC_CHILDREN), a file for each other process of the machine; BenchmarkSample. err is
-// ErrGone when no process is left; the sample then holds what all of them have used.
+// Sample takes a sample. It reads a file for each process of the tree and two more for each that has run since the last sample, and now
+// and then a file for each other process of the machine; BenchmarkSample. err is ErrGone when no process is left; the sample then holds
+// what all of them have used.
 func (t *Tree) Sample() (Sample, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -204,6 +204,22 @@ func TestAnotherProcessWithAnOldNumber(t *testing.T) {
 	})
 }
 
+func TestAChildWithTheNumberOfAStranger(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		w.fork(10, 1)
+		w.add(&invented{pid: 20, parent: 1, outside: true})
+		tree := w.watch(10)
+		w.expect(tree, 1)
+		w.exit(20)
+		w.fork(20, 10)
+		w.run(20, time.Second)
+		for range fullScan {
+			w.sample(tree)
+		}
+		w.expect(tree, 2)
+	})
+}
+
 func TestChildrenWithLowerNumbersThanTheirParents(t *testing.T) {
 	both(t, func(t *testing.T, w *world) {
 		w.fork(1000, 1)
