@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"html"
 	"math"
+	"strings"
 )
 
 // chart draws the server CPU for each message of 4 KiB, one bar a server, on a logarithmic scale: the servers are up to a
@@ -66,7 +67,7 @@ func (res *result) chart() []byte {
 	for d := from; d <= to; d++ {
 		v := math.Pow(10, d)
 		fmt.Fprintf(&b, "<line class=\"grid\" x1=\"%.1f\" y1=\"%d\" x2=\"%.1f\" y2=\"%d\"/>\n", x(v), top-6, x(v), bottom)
-		fmt.Fprintf(&b, "<text class=\"small\" x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%s</text>\n", x(v), bottom+15, number(v))
+		fmt.Fprintf(&b, "<text class=\"small\" x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%s</text>\n", x(v), bottom+15, strings.TrimSuffix(number(v), ".0"))
 	}
 	for i, w := range bars {
 		y := top + i*step

@@ -141,6 +141,9 @@ func (c *call) short(mark string) string {
 	file := c.file
 	if strings.HasPrefix(file, "/") {
 		file = file[strings.LastIndexByte(file, '/')+1:]
+		if len(file) > 20 {
+			file = file[:12] + "…" + file[len(file)-5:] // a queue id; its ends tell it from others
+		}
 	} else if strings.HasPrefix(file, "TCP:") {
 		file = "client"
 	}

@@ -52,7 +52,7 @@ type row struct {
 	Failed   int    `json:"failed_runs,omitempty"`
 	From     string `json:"from,omitempty"` // commit and date, where they are not the result's
 
-	Rate float64 `json:"rate,omitempty"` // messages a second that arrived; without it each connection waits for its reply
+	Rate *spread `json:"rate,omitempty"` // messages a second that arrived; without it each connection waits for its reply
 	Held int     `json:"held,omitempty"` // idle connections
 
 	CPUMicros    *spread `json:"cpu_us,omitempty"`
@@ -165,7 +165,7 @@ func (res *result) add(r aRun) {
 		w.Syncs = w.Syncs.add(r.Syncs / float64(units))
 		return
 	case r.Rate > 0:
-		w.Rate = r.Rate
+		w.Rate = w.Rate.add(r.Rate)
 	default:
 		w.CPUMicros = w.CPUMicros.add(r.CPUSeconds * 1e6 / float64(units))
 		w.PerSecond = w.PerSecond.add(r.Gen.PerSecond)

@@ -142,7 +142,7 @@ func (res *result) ackCells() [][]string {
 		name := sc.name
 		for _, s := range res.byCPU() {
 			if w := res.row(sc.id, s.Name); w != nil {
-				cells = append(cells, []string{name, w.name(), strings.SplitN(onDisk[s.Class], ",", 2)[0], number(w.Rate), w.AckP50Ms.String(), w.AckP99Ms.String()})
+				cells = append(cells, []string{name, w.name(), strings.SplitN(onDisk[s.Class], ",", 2)[0], w.Rate.String(), w.AckP50Ms.String(), w.AckP99Ms.String()})
 				name = ""
 			}
 		}
