@@ -2,7 +2,8 @@
 # Sourced by run, check and class: builds what is needed and has one server at a time running, its files in a temporary
 # folder below $BENCH_DIR (default: bench itself), so that all spools share one disk.
 #
-# start NAME PORT   starts a server pinned to $SERVER_CORE; sets $root, the process whose tree is measured, and $dir
+# start NAME PORT   starts a server pinned to $SERVER_CORE; sets $root, the process whose tree is measured, and $dir; fails when it
+#                   does not answer
 # stop              ends it and removes what it stored
 # establish NAME    finds its class by strace
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
@@ -83,7 +84,8 @@ start() {
 		sleep 0.05
 	done
 	tail -n 20 "$dir/log" >&2
-	die "$1 does not answer on port $2"
+	say "$1 does not answer on port $2"
+	return 1
 }
 
 stop() {
