@@ -3,8 +3,8 @@ package loadtest
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"strings"
 	"sync"
@@ -101,27 +101,36 @@ func (b *badClients) run() {
 	var all sync.WaitGroup
 	for i := range b.n {
 		all.Go(func() {
-			random := rand.New(rand.NewPCG(b.plan.Seed, uint64(i)))
-			for k := i; !b.control.stopped.Load(); k++ {
-				b.misbehave(badDeeds[k%len(badDeeds)], random)
-				time.Sleep(badPause)
+			for k := i; b.control.ending.Err() == nil; k++ {
+				b.misbehave(badDeeds[k%len(badDeeds)])
+				b.pause(badPause)
 			}
 		})
 	}
 	all.Wait()
 }
 
-func (b *badClients) misbehave(d badDeed, random *rand.Rand) {
-	conn, err := net.DialTimeout(b.target.network, b.target.text, badLimit)
+func (b *badClients) pause(d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-b.control.ending.Done():
+	}
+}
+
+func (b *badClients) misbehave(d badDeed) {
+	dialer := net.Dialer{Timeout: badLimit}
+	conn, err := dialer.DialContext(b.control.ending, b.target.network, b.target.text)
 	if err != nil {
 		return
 	}
 	defer conn.Close()
+	stop := context.AfterFunc(b.control.ending, func() { conn.Close() })
+	defer stop()
 	b.tally.mu.Lock()
 	b.tally.totals.BadClients++
 	b.tally.mu.Unlock()
 	_ = conn.SetDeadline(time.Now().Add(badLimit + time.Second))
-	d.do(&badTalk{b: b, conn: conn, in: bufio.NewReader(conn), random: random})
+	d.do(&badTalk{b: b, conn: conn, in: bufio.NewReader(conn)})
 }
 
 // badTalk is one such conversation. Errors end what is written and read in silence: the target may close at any point.
@@ -129,7 +138,6 @@ type badTalk struct {
 	b      *badClients
 	conn   net.Conn
 	in     *bufio.Reader
-	random *rand.Rand
 	broken bool
 }
 
@@ -169,18 +177,14 @@ func (t *badTalk) drain() {
 func (t *badTalk) flood(s string, times int) {
 	_ = t.conn.SetWriteDeadline(time.Now().Add(badLimit / 2))
 	for range times {
-		if t.broken || t.b.control.stopped.Load() {
+		if t.broken {
 			return
 		}
 		t.write(s)
 	}
 }
 
-func (t *badTalk) sleep(d time.Duration) {
-	for end := time.Now().Add(d); time.Now().Before(end) && !t.b.control.stopped.Load(); {
-		time.Sleep(50 * time.Millisecond)
-	}
-}
+func (t *badTalk) sleep(d time.Duration) { t.b.pause(d) }
 
 // reset ends the connection with a RST.
 func (t *badTalk) reset() {

@@ -1,12 +1,13 @@
 package loadtest
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -18,6 +19,9 @@ const (
 	slowPause = 30 * time.Millisecond
 )
 
+// peekWait is for TLS to find out whether what has arrived unasked is for the client.
+const peekWait = 10 * time.Millisecond
+
 // group drives connections with a goroutine each: those with TLS, and slow ones. The clients are the same machines as a worker's; the
 // tally's lock is held while one of them is called.
 type group struct {
@@ -27,20 +31,15 @@ type group struct {
 	first  int
 	n      int
 	slow   bool
+	idle   int        // clients that wait for a message
 	cond   *sync.Cond // of tally.mu: something is due, or the run was stopped
 	config *tls.Config
 }
 
 func newGroup(p *plan, c *control, t target, first, n int, slow bool) *group {
-	tl := newTally()
-	tl.muted = slow
-	g := &group{
-		plan: p, target: t, first: first, n: n, slow: slow, cond: sync.NewCond(&tl.mu),
-		schedule: schedule{
-			plan: p, control: c, tally: tl, make: newComposer(p, uint64(first)+1), share: float64(n) / float64(p.Connections),
-			random: rand.New(rand.NewPCG(p.Seed, uint64(first)+1<<32)),
-		},
-	}
+	g := &group{schedule: newSchedule(p, c, first, n), plan: p, target: t, first: first, n: n, slow: slow}
+	g.tally.muted = slow
+	g.cond = sync.NewCond(&g.tally.mu)
 	// Certificates are not verified: this measures a server, and often one with a certificate of its own making.
 	g.config = &tls.Config{InsecureSkipVerify: true, ServerName: p.ServerName}
 	return g
@@ -50,16 +49,7 @@ func newGroup(p *plan, c *control, t target, first, n int, slow bool) *group {
 func (g *group) run() {
 	var all sync.WaitGroup
 	for i := range g.n {
-		all.Go(func() {
-			for at := g.first + i; !g.isOver(); {
-				if g.plan.SessionsOnly && !g.control.takes() {
-					return
-				}
-				if !g.session(at) {
-					time.Sleep(retryAfter)
-				}
-			}
-		})
+		all.Go(func() { g.sessions(g.first + i) })
 	}
 	done := make(chan struct{})
 	go func() { all.Wait(); close(done) }()
@@ -69,44 +59,57 @@ func (g *group) run() {
 			return
 		case <-time.After(g.patience()):
 		}
-		g.tally.mu.Lock()
-		now := g.control.now()
-		g.begin(now)
-		for {
-			at, ok := g.due(now)
-			if !ok {
-				break
-			}
-			// A client that waits takes it at once.
-			g.waiting = append(g.waiting, at)
-			g.tally.waiting++
+		g.locked(g.arrivals)
+	}
+}
+
+// arrivals wakes clients for what is due. The lock is held.
+func (g *group) arrivals(now int64) {
+	g.begin(now)
+	for {
+		at, ok := g.due(now)
+		if !ok {
+			break
+		}
+		if len(g.waiting)-g.head < g.idle {
+			g.keep(at) // not for long
 			g.cond.Signal()
-			if len(g.waiting)-g.head > g.plan.MaxWaiting {
-				g.waiting = g.waiting[:len(g.waiting)-1]
-				g.tally.waiting--
-				g.tally.totals.Dropped++
+		} else {
+			g.wait(at)
+		}
+	}
+	if g.over() || g.flows() && !g.open() && g.plan.Hold == 0 {
+		g.cond.Broadcast()
+	}
+}
+
+func (g *group) patience() (d time.Duration) {
+	d = turnLimit
+	g.locked(func(now int64) {
+		if g.started {
+			d = min(d, max(0, time.Duration(g.schedule.next-now)))
+		}
+	})
+	return d
+}
+
+// sessions is one connection after the other.
+func (g *group) sessions(i int) {
+	for {
+		var begins, inOrder bool
+		g.locked(func(int64) { begins = g.beginSession() })
+		if !begins {
+			return
+		}
+		inOrder = g.session(i)
+		g.locked(func(now int64) { g.endSession(inOrder, now) })
+		if !inOrder {
+			select {
+			case <-time.After(retryAfter):
+			case <-g.control.cutting.Done():
 			}
 		}
-		if g.over() {
-			g.cond.Broadcast()
-		}
-		g.tally.mu.Unlock()
 	}
-}
-
-func (g *group) isOver() bool {
-	g.tally.mu.Lock()
-	defer g.tally.mu.Unlock()
-	return g.over()
-}
-
-func (g *group) patience() time.Duration {
-	g.tally.mu.Lock()
-	defer g.tally.mu.Unlock()
-	if !g.started {
-		return turnLimit
-	}
-	return min(turnLimit, max(0, time.Duration(g.schedule.next-g.control.now())))
 }
 
 // seat is the host of one client: where it is parked.
@@ -116,7 +119,7 @@ type seat struct {
 }
 
 func (s *seat) park(client) (finished bool) {
-	if s.plan.Hold == 0 && (!s.open() || s.over()) {
+	if s.plan.Hold == 0 && s.over() {
 		return true
 	}
 	s.parked = true
@@ -126,87 +129,97 @@ func (s *seat) park(client) (finished bool) {
 // session is one connection from the first octet to the last. It says whether that went in order.
 func (g *group) session(i int) bool {
 	begun := g.control.now()
-	conn, err := g.dial(i)
+	raw, err := g.dial(i)
 	if err != nil {
 		g.locked(func(now int64) {
 			g.tally.took(phaseConnect, failed, now-begun)
-			g.tally.note(phaseConnect, "connection: "+reason(err))
+			g.tally.note(phaseConnect, "connection: "+g.reason(err))
 		})
 		return false
 	}
-	var c client
+	defer raw.Close()
+	stop := context.AfterFunc(g.control.cutting, func() { raw.Close() })
+	defer stop()
 	place := &seat{group: g}
+	var c client
 	g.locked(func(now int64) {
 		g.tally.took(phaseConnect, good, now-begun)
 		g.tally.open++
 		c = g.plan.newClient(g.tally, place, g.schedule.make, i, !g.plan.TLS && g.plan.STARTTLS > 0 && !g.slow)
+		c.open(now)
+		if g.plan.TLS {
+			c.wire().wish = wantTLS
+		}
 	})
-	defer func() {
-		conn.Close()
-		g.locked(func(int64) { g.tally.open-- })
-	}()
-
-	if g.plan.TLS {
-		if g.plan.Proxy > 0 {
-			if _, err := conn.Write(proxyHeader(g.plan.Proxy, i)); err != nil {
-				return false
-			}
-		}
-		g.locked(func(now int64) { c.open(now) })
-		if conn = g.handshake(conn, c); conn == nil {
-			return false
-		}
-	} else {
-		g.locked(func(now int64) { c.open(now) })
+	defer g.locked(func(int64) { g.tally.open-- })
+	if g.plan.TLS && g.plan.Proxy > 0 {
+		_, _ = raw.Write(proxyHeader(g.plan.Proxy, i)) // the handshake will see an error
 	}
+	g.talk(raw, place, c)
+	return c.wire().ended
+}
 
+// talk moves octets until the client has had enough.
+func (g *group) talk(raw net.Conn, place *seat, c client) {
+	conn := raw
 	buf := make([]byte, 16<<10)
 	for {
-		if err := g.write(conn, c); err != nil {
-			g.locked(func(now int64) { c.lost(reason(err), now) })
+		if err := g.write(conn, c, buf); err != nil {
+			g.locked(func(now int64) { c.lost(g.reason(err), now) })
 		}
 		switch c.wire().wish {
 		case wantTLS:
-			if conn = g.handshake(conn, c); conn == nil {
-				return false
-			}
+			conn = g.handshake(conn, c)
 			continue
 		case wantClose:
-			return c.wire().ended
+			return
 		}
+		wait := g.plan.Timeout
 		if place.parked {
-			place.await(c)
-			continue
+			if !place.await(c, raw) {
+				continue
+			}
+			wait = peekWait
 		}
-		n, err := g.read(conn, buf)
+		_ = conn.SetReadDeadline(time.Now().Add(wait))
+		n, err := conn.Read(buf)
+		if place.parked && errors.Is(err, os.ErrDeadlineExceeded) {
+			err = nil // it was TLS's own affair
+		}
 		g.locked(func(now int64) {
 			if n > 0 {
 				c.feed(buf[:n], now)
 			}
 			if err != nil {
-				c.lost(reason(err), now)
+				c.lost(g.reason(err), now)
 			}
 		})
 	}
 }
 
-// await sleeps until a message is due, and starts it; at the end of the run it says QUIT.
-func (s *seat) await(c client) {
+// await sleeps until a message is due, and starts it; at the end of the run it says QUIT. It returns true when the target has said something
+// unasked, or closed: a message must not be given to such a connection.
+func (s *seat) await(c client, raw net.Conn) (spoke bool) {
 	s.tally.mu.Lock()
 	defer s.tally.mu.Unlock()
 	for {
+		if readable(raw) {
+			return true
+		}
 		now := s.control.now()
 		if m, ok := s.take(now); ok {
 			s.parked = false
 			c.start(m, now)
-			return
+			return false
 		}
 		if s.over() {
 			s.parked = false
 			c.quit(now)
-			return
+			return false
 		}
+		s.idle++
 		s.cond.Wait()
+		s.idle--
 	}
 }
 
@@ -226,9 +239,10 @@ func (g *group) dial(i int) (net.Conn, error) {
 			})
 		}
 	}
-	return d.Dial(g.target.network, g.target.text)
+	return d.DialContext(g.control.cutting, g.target.network, g.target.text)
 }
 
+// handshake secures conn, or tells the client that it is lost.
 func (g *group) handshake(conn net.Conn, c client) net.Conn {
 	t := tls.Client(conn, g.config)
 	_ = t.SetDeadline(time.Now().Add(g.plan.Timeout))
@@ -236,86 +250,66 @@ func (g *group) handshake(conn net.Conn, c client) net.Conn {
 	g.locked(func(now int64) {
 		if err != nil {
 			g.tally.took(phaseTLS, failed, now-c.wire().since)
-			g.tally.note(phaseTLS, "connection: "+reason(err))
-			c.lost(reason(err), now)
+			c.lost(g.reason(err), now)
 			return
 		}
 		c.secured(now)
 	})
-	if err != nil {
-		conn.Close()
-		return nil
-	}
 	return t
 }
 
 // write sends all that the client has queued.
-func (g *group) write(conn net.Conn, c client) error {
+func (g *group) write(conn net.Conn, c client, buf []byte) error {
+	if c.wire().wish == wantClose {
+		return nil
+	}
+	if g.slow {
+		buf = buf[:slowPiece]
+	}
 	for {
-		var parts net.Buffers
-		g.locked(func(int64) { parts = append(parts, c.wire().out...) })
-		if len(parts) == 0 {
+		n := 0
+		g.locked(func(int64) {
+			for _, part := range c.wire().out {
+				n += copy(buf[n:], part)
+			}
+		})
+		if n == 0 {
 			return nil
 		}
 		_ = conn.SetWriteDeadline(time.Now().Add(g.plan.Timeout))
-		for _, p := range parts {
-			for len(p) > 0 {
-				n := len(p)
-				if g.slow {
-					n = min(n, slowPiece)
-				}
-				if _, err := conn.Write(p[:n]); err != nil {
-					return err
-				}
-				if p = p[n:]; g.slow {
-					if g.control.cut.Load() {
-						return errors.New("the run was over")
-					}
-					time.Sleep(slowPause)
-					_ = conn.SetWriteDeadline(time.Now().Add(g.plan.Timeout))
-				}
-			}
-		}
+		n, err := conn.Write(buf[:n])
 		g.locked(func(now int64) {
-			w := c.wire()
-			for _, p := range parts {
-				w.wrote(len(p))
+			c.wire().since = now
+			if n > 0 && c.wire().wrote(n) {
+				c.flushed(now)
 			}
-			c.flushed(now)
 		})
-	}
-}
-
-// read waits for the target, but not longer than the run.
-func (g *group) read(conn net.Conn, buf []byte) (int, error) {
-	end := time.Now().Add(g.plan.Timeout)
-	for {
-		_ = conn.SetReadDeadline(time.Now().Add(250 * time.Millisecond))
-		n, err := conn.Read(buf)
-		var timeout net.Error
-		if n > 0 || err == nil || !errors.As(err, &timeout) || !timeout.Timeout() {
-			return n, err
+		if err != nil {
+			return err
 		}
-		if g.control.cut.Load() {
-			return 0, errors.New("the run was over")
-		}
-		if time.Now().After(end) {
-			return 0, errors.New("no reply in time")
+		if g.slow {
+			select {
+			case <-time.After(slowPause):
+			case <-g.control.ending.Done(): // the rest is no measurement any more: it hurries
+			}
 		}
 	}
 }
 
 // reason is an error without addresses, so that equal ones are counted together.
-func reason(err error) string {
-	if errors.Is(err, io.EOF) {
-		return "closed by the target"
-	}
+func (g *group) reason(err error) string {
 	var errno syscall.Errno
-	if errors.As(err, &errno) {
-		return errno.Error()
-	}
 	var op *net.OpError
-	if errors.As(err, &op) {
+	switch {
+	case g.control.isCut():
+		return "the run was over"
+	case errors.Is(err, io.EOF):
+		return "closed by the target"
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return "no reply in time"
+	case errors.As(err, &errno):
+		return errno.Error()
+	case errors.As(err, &op):
 		return op.Err.Error()
 	}
 	return err.Error()

@@ -16,10 +16,10 @@ const (
 )
 
 // doubt adds what a careful reader would hold against the figures.
-func (r *runner) doubt(own machine.Usage) {
+func (r *runner) doubt() {
 	rec := r.record
 	if rec.Seconds > 0 && r.Hold == 0 {
-		busy := (own.CPU() - r.own.CPU()).Seconds() / rec.Seconds / float64(min(r.Workers, max(1, rec.Machine.Cores)))
+		busy := r.busy.Seconds() / rec.Seconds / float64(min(r.Workers, max(1, rec.Machine.Cores)))
 		if busy > busyGenerator {
 			r.warn("generator-cpu", "the generator used %.0f %% of its %d core(s), so it may have set the pace: more --workers, or compare CPU for each message instead of rates", busy*100, r.Workers)
 		}

@@ -2,6 +2,7 @@ package loadtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -19,12 +20,33 @@ const (
 // the interval. A trial also fails when the target did not keep up (acknowledged fewer than 98 % of what was due). The run returned
 // is a last one at the rate found, with Options.Duration, and has the trials in Search.
 func FindMax(ctx context.Context, o Options, h Hooks, condition report.Condition, told func(report.Trial)) (*report.Run, error) {
+	if o.Hold > 0 || o.SessionsOnly {
+		return nil, &OptionsError{errors.New("find-max sends messages: neither hold nor sessions-only")}
+	}
+	if h.Verifier != nil {
+		// A target that relays needs its next hop during the trials, too.
+		if err := h.Verifier.Begin(); err != nil {
+			return nil, fmt.Errorf("verifier: %w", err)
+		}
+	}
+	return findMax(ctx, o, h, condition, told, Run)
+}
+
+func findMax(ctx context.Context, o Options, h Hooks, condition report.Condition, told func(report.Trial),
+	run func(context.Context, Options, Hooks) (*report.Run, error),
+) (*report.Run, error) {
 	trial := o
-	trial.Rate, trial.Ramp, trial.Messages, trial.PID, trial.Disk = 0, nil, 0, 0, ""
-	trial.Duration, trial.Warmup = min(trialDuration, max(o.Duration, time.Second)), trialWarmup
+	trial.Rate, trial.Ramp, trial.Messages, trial.Disk = 0, nil, 0, ""
+	if condition.Metric != "cpu" && condition.Metric != "rss" {
+		trial.PID = 0 // sampling waits until the target is quiet
+	}
+	trial.Duration, trial.Warmup = trialDuration, trialWarmup
+	if o.Duration > 0 && o.Duration < trialDuration {
+		trial.Duration, trial.Warmup = o.Duration, min(trialWarmup, o.Duration/2)
+	}
 	quiet := h
 	quiet.Verifier = nil
-	first, err := Run(ctx, trial, quiet)
+	first, err := run(ctx, trial, quiet)
 	if err != nil {
 		return nil, err
 	}
@@ -34,17 +56,17 @@ func FindMax(ctx context.Context, o Options, h Hooks, condition report.Condition
 		return nil, fmt.Errorf("%s acknowledged nothing in a closed loop", o.Target)
 	}
 	for range trials {
-		if ctx.Err() != nil {
-			break
-		}
-		trial.Rate = (low + high) / 2
+		trial.Rate = min((low+high)/2, MaxRate)
 		trial.Seed++
-		run, err := Run(ctx, trial, quiet)
+		tried, err := run(ctx, trial, quiet)
+		if err == nil {
+			err = ctx.Err() // a trial cut short says nothing
+		}
 		if err != nil {
 			return nil, err
 		}
-		t := condition.Check(run)
-		kept := float64(run.Totals.Acknowledged) >= 0.98*float64(run.Totals.Offered)
+		t := condition.Check(tried)
+		kept := float64(tried.Totals.Acknowledged) >= 0.98*float64(tried.Totals.Offered)
 		step := report.Trial{Rate: trial.Rate, Actual: t.Actual, Pass: t.Pass && kept}
 		search = append(search, step)
 		if told != nil {
@@ -63,9 +85,9 @@ func FindMax(ctx context.Context, o Options, h Hooks, condition report.Condition
 		return nil, fmt.Errorf("%s does not hold at any rate that was tried, down to %.3g/s", condition, high)
 	}
 	o.Rate, o.Ramp, o.Messages = low, nil, 0
-	run, err := Run(ctx, o, h)
-	if run != nil {
-		run.Search = search
+	last, err := run(ctx, o, h)
+	if last != nil {
+		last.Search, last.FindMax = search, condition.Text
 	}
-	return run, err
+	return last, err
 }

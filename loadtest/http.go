@@ -23,11 +23,13 @@ type httpSession struct {
 	begun, sent int64
 	cur         message
 	active      bool
-	bodyOut     bool
 	scratch     []byte
+	sender      []byte // the reverse-path
+	address     []byte // a forward-path, while it is encoded
 	in          []byte // the response's head, so far
 	skip        int64  // octets of its body still to come
 	result      outcome
+	closes      bool // the target ends the connection behind this response
 }
 
 // maxResponse bounds the head of a response, and its body.
@@ -82,25 +84,31 @@ func (h *httpSession) quit(now int64) {
 }
 
 func (h *httpSession) start(m message, now int64) {
-	h.cur, h.active, h.bodyOut = m, true, false
+	h.cur, h.active = m, true
 	if h.left > 0 {
 		h.left--
 	}
 	h.tally.inFlight++
 	b64 := base64.StdEncoding
+	if h.sender == nil {
+		h.sender = []byte(h.plan.From)
+	}
 	buf := append(h.scratch[:0], "POST "...)
 	buf = append(buf, h.plan.HTTPPath...)
 	buf = append(buf, " HTTP/1.1\r\nHost: "...)
-	buf = append(buf, h.plan.Target...)
+	if h.plan.unix() {
+		buf = append(buf, "localhost"...)
+	} else {
+		buf = append(buf, h.plan.Target...)
+	}
 	buf = append(buf, "\r\nContent-Type: message/rfc822\r\nX-Ehlo: "...)
 	buf = append(buf, h.plan.EHLO...)
 	buf = append(buf, "\r\nX-Envelope-Sender: "...)
-	buf = b64.AppendEncode(buf, []byte(h.plan.From))
-	var address []byte
+	buf = b64.AppendEncode(buf, h.sender)
 	for i := range m.recipients {
-		address = h.plan.appendRecipient(address[:0], m.seq, i)
+		h.address = h.plan.appendRecipient(h.address[:0], m.seq, i)
 		buf = append(buf, "\r\nX-Envelope-Recipient: "...)
-		buf = b64.AppendEncode(buf, address)
+		buf = b64.AppendEncode(buf, h.address)
 	}
 	buf = append(buf, "\r\nContent-Length: "...)
 	buf = strconv.AppendInt(buf, int64(h.make.size(m)), 10)
@@ -114,7 +122,6 @@ func (h *httpSession) start(m message, now int64) {
 
 func (h *httpSession) flushed(now int64) {
 	h.io.since, h.sent = now, now
-	h.bodyOut = h.active
 }
 
 func (h *httpSession) feed(in []byte, now int64) {
@@ -129,7 +136,7 @@ func (h *httpSession) feed(in []byte, now int64) {
 			}
 			continue
 		}
-		if !h.active {
+		if !h.active || len(h.io.out) > 0 && h.io.fresh {
 			h.lost("unasked response", now)
 			return
 		}
@@ -171,6 +178,7 @@ func (h *httpSession) head(head []byte, now int64) {
 		h.result = refused
 	}
 	text := line
+	h.closes = bytes.HasPrefix(line, []byte("HTTP/1.0"))
 	length, known := int64(0), status == 204
 	for len(rest) > 0 {
 		var field []byte
@@ -181,6 +189,8 @@ func (h *httpSession) head(head []byte, now int64) {
 		case bytes.EqualFold(name, []byte("Content-Length")) && status != 204:
 			n, err := strconv.ParseInt(string(value), 10, 64)
 			length, known = n, err == nil && n >= 0 && n <= maxResponse
+		case bytes.EqualFold(name, []byte("Connection")):
+			h.closes = h.closes || bytes.EqualFold(value, []byte("close"))
 		case bytes.EqualFold(name, []byte("X-Smtp-Reply")) && len(value) >= 3:
 			if code, err := strconv.Atoi(string(value[:3])); err == nil {
 				h.result, text = outcomeOf(code), value
@@ -201,6 +211,9 @@ func (h *httpSession) head(head []byte, now int64) {
 
 func (h *httpSession) answered(now int64) {
 	early := len(h.io.out) > 0 // what is left of the request cannot be taken back
+	if early && h.result == good {
+		h.result = failed // of what?
+	}
 	note := ledger.Acknowledged
 	if h.result != good {
 		note = ledger.Refused
@@ -208,11 +221,16 @@ func (h *httpSession) answered(now int64) {
 	h.settle(note)
 	h.tally.took(phaseAck, h.result, now-h.sent)
 	h.finish(h.result, now)
-	if early {
+	switch {
+	case early:
+		h.tally.took(phaseSession, failed, now-h.begun)
+		h.io.out = nil
 		h.io.wish, h.io.awaiting = wantClose, false
-		return
+	case h.closes:
+		h.quit(now)
+	default:
+		h.proceed(now)
 	}
-	h.proceed(now)
 }
 
 func (h *httpSession) settle(o ledger.Outcome) {
@@ -223,8 +241,7 @@ func (h *httpSession) settle(o ledger.Outcome) {
 
 func (h *httpSession) finish(o outcome, now int64) {
 	h.tally.took(phaseTransaction, o, now-h.cur.due)
-	h.tally.ended(o, h.make.size(h.cur))
-	h.tally.inFlight--
+	h.tally.ended(o, h.make.size(h.cur), now)
 	h.active = false
 }
 
@@ -232,10 +249,14 @@ func (h *httpSession) lost(why string, now int64) {
 	if h.io.wish == wantClose {
 		return
 	}
-	h.tally.note(phaseAck, "connection: "+why)
+	at := phaseAck
+	if h.io.wish == wantTLS {
+		at = phaseTLS
+	}
+	h.tally.note(at, "connection: "+why)
 	h.tally.took(phaseSession, failed, now-h.begun)
 	if h.active {
-		if h.bodyOut {
+		if len(h.io.out) == 0 {
 			h.settle(ledger.Unknown)
 		}
 		h.finish(failed, now)

@@ -74,16 +74,21 @@ const (
 type composer struct {
 	plan   *plan
 	random *rand.Rand
-	hashes []*ledger.BodyHash // by size class, made at first use
+	hashes []*ledger.BodyHash // by size class
 	tail   []byte
 }
 
 func newComposer(p *plan, stream uint64) *composer {
-	return &composer{
-		plan:   p,
-		random: rand.New(rand.NewPCG(p.Seed, stream)),
-		hashes: make([]*ledger.BodyHash, len(p.classes)),
+	c := &composer{plan: p, random: rand.New(rand.NewPCG(p.Seed, stream)), hashes: make([]*ledger.BodyHash, len(p.classes))}
+	// Now rather than at first use: a long body would delay what is being measured.
+	for i, class := range p.classes {
+		if i > 0 && class.prefix == p.classes[i-1].prefix {
+			c.hashes[i] = c.hashes[i-1]
+		} else {
+			c.hashes[i] = ledger.NewBodyHash(p.body.plain[:class.prefix])
+		}
 	}
+	return c
 }
 
 // draw decides what the next message is like.
@@ -106,9 +111,6 @@ func (c *composer) size(m message) int { return c.plan.classes[m.class].size }
 // the grown buf. The tail has the end of data unless m goes by BDAT or HTTP. The message's own octets are only a few hundred.
 func (c *composer) data(buf []byte, m message, plain bool) (grown, head, shared, tail []byte) {
 	class := c.plan.classes[m.class]
-	if c.hashes[m.class] == nil {
-		c.hashes[m.class] = ledger.NewBodyHash(c.plan.body.plain[:class.prefix])
-	}
 	c.tail = c.plan.appendTail(c.tail[:0], m)
 
 	start := len(buf)

@@ -21,6 +21,7 @@ const (
 	MaxWaiting      = 1 << 20 // arrivals without a connection; Options.MaxWaiting sets a lower one
 	defaultMaxPerIP = 25000   // connections that one source address can have to one target, with some ports to spare
 	minMessageBytes = 512     // header section and last line need some
+	maxNameBytes    = 255     // of an address or a host name. RFC 5321 §4.5.3.1.2
 )
 
 // Options say what load to apply to what. The zero value of a field is its default.
@@ -140,7 +141,7 @@ func (o *Options) check() error {
 		refuse(true, "%s is %q; it can be %s", name, got, strings.Join(words, ", "))
 	}
 	share := func(name string, v float64) {
-		refuse(v < 0 || v > 1, "%s is %v; a share is between 0%% and 100%%", name, v)
+		refuse(!(v >= 0 && v <= 1), "%s is %v; a share is between 0%% and 100%%", name, v)
 	}
 
 	oneOf("protocol", o.Protocol, "smtp", "lmtp", "http")
@@ -150,11 +151,23 @@ func (o *Options) check() error {
 	share("slow-clients", o.SlowClients)
 	share("bad-clients", o.BadClients)
 	refuse(o.Connections < 1 || o.Connections > MaxConnections, "connections is %d; it can be 1 to %d", o.Connections, MaxConnections)
-	refuse(o.Rate < 0 || o.Rate > MaxRate, "rate is %v/s; it can be up to %v/s", o.Rate, MaxRate)
+	rate := func(name string, v float64) {
+		refuse(!(v >= 0 && v <= MaxRate), "%s is %v/s; it can be up to %v/s", name, v, MaxRate)
+	}
+	rate("rate", o.Rate)
+	if r := o.Ramp; r != nil {
+		rate("ramp", r.From)
+		rate("ramp", r.To)
+		refuse(!(r.To > 0), "ramp ends at %v/s; nothing would be sent any more", r.To)
+		refuse(r.Over <= 0 || r.Over > MaxDuration, "ramp takes %v; it can be up to %v", r.Over, MaxDuration)
+	}
 	refuse(o.Messages < 0 || o.Messages > MaxMessages, "messages is %d; it can be up to %d", o.Messages, MaxMessages)
 	refuse(o.Duration < 0 || o.Duration > MaxDuration, "duration is %v; it can be up to %v", o.Duration, MaxDuration)
 	refuse(o.Warmup < 0 || o.Warmup > MaxDuration, "warmup is %v; it can be up to %v", o.Warmup, MaxDuration)
+	refuse(o.Hold < 0, "hold is %v", o.Hold)
+	refuse(o.Timeout < 0 || o.Timeout > MaxDuration, "timeout is %v; it can be up to %v", o.Timeout, MaxDuration)
 	refuse(o.PerConnection < 0, "per-connection is %d", o.PerConnection)
+	refuse(o.PID < 0, "pid is %d", o.PID)
 	refuse(o.Recipients.Min < 1 || o.Recipients.Max > MaxRecipients || o.Recipients.Min > o.Recipients.Max,
 		"recipients is %v; it can be 1 to %d", o.Recipients, MaxRecipients)
 	refuse(o.Workers < 1 || o.Workers > MaxWorkers, "workers is %d; it can be 1 to %d", o.Workers, MaxWorkers)
@@ -162,7 +175,7 @@ func (o *Options) check() error {
 	refuse(o.Proxy < 0 || o.Proxy > 2, "proxy is v%d; it can be v1 or v2", o.Proxy)
 	refuse(o.To != "" && o.Recipients.Max > 1, "one fixed recipient (to) and several recipients exclude each other")
 	refuse(o.TLS && o.STARTTLS > 0, "implicit-tls and starttls exclude each other")
-	refuse(o.Messages > 0 && o.Warmup > 0 && o.Rate == 0 && o.Ramp == nil && o.SessionsOnly, "sessions-only with messages has no warm-up")
+	refuse(o.SessionsOnly && (o.Rate > 0 || o.Ramp != nil), "sessions-only has a closed loop: no rate, no ramp")
 	refuse(o.Protocol == "http" && (o.STARTTLS > 0 || o.BDAT > 0 || o.Pipelining != "off" || o.Auth != nil),
 		"starttls, bdat, pipelining and auth are not for http")
 	refuse(o.Hold > 0 && o.SessionsOnly, "hold and sessions-only exclude each other")
@@ -172,7 +185,9 @@ func (o *Options) check() error {
 		refuse(o.Connections > defaultMaxPerIP && !o.unix(), "%d connections need more ports than one address has: use sources", o.Connections)
 	}
 	for name, s := range map[string]string{"from": o.From, "to": o.To, "domain": o.Domain, "ehlo": o.EHLO, "http path": o.HTTPPath} {
-		refuse(strings.ContainsAny(s, "\r\n \x00"), "%s is %q: no spaces or line breaks", name, s)
+		strange := strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || r == '<' || r == '>' })
+		refuse(strange, "%s is %q: printable ASCII without spaces and angle brackets", name, s)
+		refuse(len(s) > maxNameBytes, "%s has %d octets; it can have up to %d", name, len(s), maxNameBytes)
 	}
 	if err := o.Size.check(); err != nil {
 		all = append(all, err)

@@ -6,10 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/fastedge/fastedge/loadtest/ledger"
@@ -30,7 +30,7 @@ const (
 type Verifier interface {
 	// Name is for the report.
 	Name() string
-	// Begin is called before the first message.
+	// Begin is called before the first message; once more for the last run of FindMax.
 	Begin() error
 	// Receipts waits until what was acknowledged has arrived, or no more comes.
 	Receipts(ctx context.Context, book *ledger.Book) (*ledger.Receipts, error)
@@ -45,24 +45,30 @@ type Hooks struct {
 	Tool     string        // name and version, for the report
 }
 
+// OptionsError says that Options are wrong, or that their target is not one to test: nothing was done.
+type OptionsError struct{ Err error }
+
+func (e *OptionsError) Error() string { return e.Err.Error() }
+func (e *OptionsError) Unwrap() error { return e.Err }
+
 // Run applies one load and returns what was measured. When ctx ends, the run ends early and its report says so. An error means that there is
 // nothing to report: the options are wrong, the target is not there, or this machine cannot apply the load.
 func Run(ctx context.Context, o Options, h Hooks) (*report.Run, error) {
 	o, err := o.withDefaults()
 	if err != nil {
-		return nil, err
+		return nil, &OptionsError{err}
 	}
 	t, err := resolve(&o)
 	if err != nil {
-		return nil, err
+		return nil, &OptionsError{err}
 	}
-	if err := raiseDescriptorLimit(o.Connections); err != nil {
+	if err := raiseDescriptorLimit(o.Connections + o.badClients()); err != nil {
 		return nil, err
 	}
 	if h.Every <= 0 {
 		h.Every = time.Second
 	}
-	r := &runner{Options: o, Hooks: h, plan: newPlan(o), control: &control{began: time.Now(), exhausts: make(chan struct{})}}
+	r := &runner{Options: o, Hooks: h, plan: newPlan(o), control: newControl()}
 	r.record = &report.Run{
 		Schema: report.Schema, Tool: h.Tool, ID: r.plan.runText, Label: o.Label, Started: time.Now().UTC().Truncate(time.Second),
 		Parameters: o.parameters(), Machine: machine.Facts(), Target: report.Target{Address: o.Target},
@@ -89,6 +95,7 @@ func Run(ctx context.Context, o Options, h Hooks) (*report.Run, error) {
 	if err := r.start(t); err != nil {
 		return nil, err
 	}
+	defer releaseProcessors(len(r.workers))
 	if err := r.measure(ctx); err != nil {
 		return nil, err
 	}
@@ -117,10 +124,11 @@ type runner struct {
 	lastAt      time.Time
 	peak        int64
 	peakProcs   int
-	own         machine.Usage
-	idleBefore  [2]int64  // RSS and PSS
-	measuredAt  time.Time // start of the measured part
-	phaseAt     time.Time // start of what is shown
+	own         machine.Usage // of this process, at the start of the measured part
+	busy        time.Duration // CPU time that it used in the measured part
+	idleBefore  [2]int64      // RSS and PSS
+	measuredAt  time.Time     // start of the measured part
+	phaseAt     time.Time     // start of what is shown
 	shown       live.Snapshot
 	lastTotals  report.Totals
 	lastViewed  report.Totals
@@ -155,16 +163,15 @@ func (r *runner) start(t target) error {
 	if r.Hold > 0 && r.tree != nil {
 		r.idleBefore[0], r.idleBefore[1], _ = r.tree.Memory()
 	}
-	if r.Messages > 0 && r.Warmup == 0 {
-		r.control.left.Store(r.Messages)
-		r.control.limited.Store(true)
-	}
 	var drivers []func()
 	first := 0
 	for i := range min(r.Workers, plain) {
 		share := plain/min(r.Workers, plain) + btoi(i < plain%min(r.Workers, plain))
 		w, err := newWorker(r.plan, r.control, t, first, share)
 		if err != nil {
+			for _, w := range r.workers {
+				syscall.Close(w.ep)
+			}
 			return err
 		}
 		first += share
@@ -183,15 +190,12 @@ func (r *runner) start(t target) error {
 			drivers = append(drivers, g.run)
 		}
 	}
-	if bad := int(math.Ceil(r.BadClients * float64(n))); bad > 0 {
+	if bad := r.badClients(); bad > 0 {
 		r.bad = newBadClients(r.plan, r.control, t, bad)
 		r.tallies = append(r.tallies, r.bad.tally)
 		drivers = append(drivers, r.bad.run)
 	}
-	if n := len(r.workers) + 1; runtime.GOMAXPROCS(0) < n {
-		runtime.GOMAXPROCS(n) // a worker keeps its processor while it waits
-	}
-	r.own = machine.Self()
+	holdProcessors(len(r.workers))
 	var all sync.WaitGroup
 	for _, d := range drivers {
 		all.Go(d)
@@ -210,37 +214,20 @@ func btoi(b bool) int {
 
 // measure goes through connecting, warm-up, the measured part, and the wait for the last replies.
 func (r *runner) measure(ctx context.Context) error {
-	stop := func() {
-		r.control.stopped.Store(true)
-		select {
-		case <-r.done:
-		case <-time.After(drainLimit):
-			r.control.cut.Store(true)
-			<-r.done
-		}
-	}
 	if err := r.connect(ctx); err != nil {
-		r.control.cut.Store(true)
-		stop()
+		r.control.cut()
+		<-r.done
 		return err
 	}
-	r.control.flowing.Store(true)
 	if r.Warmup > 0 {
+		r.control.flowing.Store(true)
 		r.phase("warm-up", r.Warmup)
 		r.watch(ctx, time.After(r.Warmup))
-		for _, t := range r.tallies {
-			t.mu.Lock()
-			t.restart()
-			t.mu.Unlock()
-		}
-		if r.Messages > 0 {
-			r.control.left.Store(r.Messages)
-			r.control.limited.Store(true)
-		}
-		r.own = machine.Self()
 	}
 	r.sample(true)
+	r.own = machine.Self()
 	r.measuredAt = time.Now()
+	r.begin()
 	r.nextSecond = r.measuredAt.Add(time.Second)
 	r.lastTotals = report.Totals{}
 	var timer <-chan time.Time
@@ -250,16 +237,20 @@ func (r *runner) measure(ctx context.Context) error {
 	r.phase("running", r.Duration)
 	r.record.Ended = r.watch(ctx, timer)
 	r.record.Seconds = time.Since(r.measuredAt).Seconds()
+	r.busy = machine.Self().CPU() - r.own.CPU()
+	if now := time.Now(); !now.Before(r.nextSecond.Add(-time.Second / 10)) {
+		r.second(now) // the tick came a little too late for it
+	}
 
+	limit := time.After(drainLimit)
 	if r.record.Ended != "messages" {
 		r.take()
+		r.control.stop() // else what waits is still sent: it is of the messages asked for
 	}
 	if r.Hold > 0 {
 		r.record.Idle = r.idle()
 	}
 	r.phase("draining", 0)
-	r.control.stopped.Store(true)
-	limit := time.After(drainLimit)
 	if r.record.Ended == "target gone" {
 		limit = time.After(time.Second)
 	}
@@ -268,13 +259,15 @@ func (r *runner) measure(ctx context.Context) error {
 		case <-r.done:
 			waiting = false
 		case <-limit:
-			r.control.cut.Store(true)
+			r.control.cut()
 		case <-time.After(100 * time.Millisecond):
 			r.view()
 		}
 	}
 	if r.record.Ended == "messages" {
-		r.record.Seconds = time.Since(r.measuredAt).Seconds()
+		// Until the last message: what comes behind it is closing.
+		last := time.Duration(look(r.tallies, false, false).last)
+		r.record.Seconds = max(last-r.measuredAt.Sub(r.control.began), time.Microsecond).Seconds()
 		r.take()
 	}
 	for _, w := range r.workers {
@@ -283,6 +276,26 @@ func (r *runner) measure(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// begin starts the measured part. All tallies stand still meanwhile, so that what is asked for is counted neither twice nor less.
+func (r *runner) begin() {
+	for _, t := range r.tallies {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+	}
+	left := r.Messages
+	if r.Warmup > 0 || r.SessionsOnly {
+		for _, t := range r.tallies {
+			t.restart()
+			left -= t.totals.Offered
+		}
+	}
+	if r.Messages > 0 {
+		r.control.left.Store(left)
+		r.control.limited.Store(true)
+	}
+	r.control.flowing.Store(true)
 }
 
 // take writes down what was counted up to now.
@@ -295,6 +308,7 @@ func (r *runner) take() {
 // connect waits for the first sessions; in an open loop and while holding, for all of them.
 func (r *runner) connect(ctx context.Context) error {
 	r.phase("connecting", 0)
+	limit := min(connectLimit, max(2*r.Timeout, time.Second))
 	wanted := int64(1)
 	if r.Rate > 0 || r.Ramp != nil || r.Hold > 0 {
 		wanted = int64(r.Connections) - int64(math.Round(r.SlowClients*float64(r.Connections)))
@@ -306,18 +320,18 @@ func (r *runner) connect(ctx context.Context) error {
 		switch {
 		case s.ready >= max(1, wanted), r.SessionsOnly && s.totals.Sessions > 0:
 			return nil
-		case waited > connectLimit && s.ready > 0 && r.Hold == 0:
-			r.warn("not-all-connected", "only %d of %d connections were there after %v", s.ready, r.Connections, connectLimit)
+		case waited > limit && s.ready > 0 && r.Hold == 0:
+			r.warn("not-all-connected", "only %d of %d connections were there after %v", s.ready, r.Connections, limit)
 			return nil
-		case waited > 6*connectLimit || waited > connectLimit && s.ready == 0:
+		case waited > 6*limit || waited > limit && s.ready == 0:
 			why := "no answer"
 			if list := s.replyList(); len(list) > 0 {
 				why = list[0].Text
 			}
 			return fmt.Errorf("%s: %d of %d sessions after %v: %s", r.Target, s.ready, r.Connections, waited.Round(time.Second), why)
 		case waited > 2*time.Second && s.ready == 0 && s.open == 0:
-			if list := s.replyList(); len(list) > 0 && strings.HasSuffix(list[0].Text, "connection refused") {
-				return fmt.Errorf("%s: connection refused", r.Target)
+			if list := s.replyList(); len(list) > 0 && list[0].Phase == report.PhaseNames[phaseConnect] {
+				return fmt.Errorf("%s: %s", r.Target, strings.TrimPrefix(list[0].Text, "connection: "))
 			}
 		}
 		for _, w := range r.workers {
@@ -517,9 +531,10 @@ func (r *runner) finish(ctx context.Context) {
 	if r.Verifier != nil {
 		r.phase("verifying", 0)
 		r.view()
-		r.verify(ctx)
+		// Also after an interruption: what was acknowledged must still arrive.
+		r.verify(context.WithoutCancel(ctx))
 	}
-	r.doubt(own)
+	r.doubt()
 }
 
 // verify asks the verifier, and judges.
@@ -533,6 +548,9 @@ func (r *runner) verify(ctx context.Context) {
 	}
 	r.record.Verdict.Verifier = r.Verifier.Name()
 }
+
+// badClients is how many connections misbehave beside the others.
+func (o *Options) badClients() int { return int(math.Ceil(o.BadClients * float64(o.Connections))) }
 
 // parameters is what the report says was asked for.
 func (o *Options) parameters() report.Parameters {

@@ -1,6 +1,8 @@
 package loadtest
 
 import (
+	"context"
+	"math"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
@@ -13,10 +15,34 @@ type control struct {
 	stopped  atomic.Bool   // begin nothing more
 	limited  atomic.Bool   // left counts; during the warm-up it does not
 	left     atomic.Int64  // messages (sessions-only: sessions) that may still begin
-	cut      atomic.Bool   // the wait for last replies is over
 	exhausts chan struct{} // closed when left has run out
 	emptied  atomic.Bool
+
+	// Two moments at the end of a run: nothing more is begun, and the wait for last replies is over. What blocks watches the contexts.
+	ending, cutting context.Context
+	end, cutOff     context.CancelFunc
 }
+
+func newControl() *control {
+	c := &control{began: time.Now(), exhausts: make(chan struct{})}
+	c.ending, c.end = context.WithCancel(context.Background())
+	c.cutting, c.cutOff = context.WithCancel(context.Background())
+	return c
+}
+
+// stop lets nothing more begin.
+func (c *control) stop() {
+	c.stopped.Store(true)
+	c.end()
+}
+
+// cut ends the connections that are still there.
+func (c *control) cut() {
+	c.stop()
+	c.cutOff()
+}
+
+func (c *control) isCut() bool { return c.cutting.Err() != nil }
 
 // now is nanoseconds since the run began.
 func (c *control) now() int64 { return int64(time.Since(c.began)) }
@@ -33,6 +59,7 @@ func (c *control) takes() bool {
 		return true
 	}
 	if c.emptied.CompareAndSwap(false, true) {
+		c.end()
 		close(c.exhausts)
 	}
 	return false
@@ -49,12 +76,27 @@ type schedule struct {
 	random  *rand.Rand
 	started bool
 	zero    int64   // when arrivals began
+	count   float64 // arrivals that the whole run has at next, at its rate; not whole
 	next    int64   // when the next is due
 	waiting []int64 // due times without a client, oldest first from head
 	head    int
 }
 
+// newSchedule makes that of the driver of n connections, the first of which has that number.
+func newSchedule(p *plan, c *control, first, n int) schedule {
+	all := float64(p.Connections)
+	return schedule{
+		plan: p, control: c, tally: newTally(), make: newComposer(p, uint64(first)+1), share: float64(n) / all,
+		random: rand.New(rand.NewPCG(p.Seed, uint64(first)+1<<32)),
+		// Drivers with even arrivals take turns: not all of them send at the same moments.
+		count: float64(first) / all,
+	}
+}
+
 func (s *schedule) open() bool { return s.plan.Rate > 0 || s.plan.Ramp != nil }
+
+// flows says whether messages may be begun: not before all that is to be connected is.
+func (s *schedule) flows() bool { return s.control.flowing.Load() }
 
 // message makes the message that was due then.
 func (s *schedule) message(due int64) message { return s.make.draw(s.plan.book.Next(), due) }
@@ -71,7 +113,7 @@ func (s *schedule) take(now int64) (m message, ok bool) {
 			}
 			s.tally.waiting--
 		}
-	case s.control.takes():
+	case s.flows() && s.control.takes():
 		s.tally.totals.Offered++
 		m, ok = s.message(now), true
 	}
@@ -83,22 +125,47 @@ func (s *schedule) begin(now int64) {
 	if s.started || !s.open() || !s.control.flowing.Load() {
 		return
 	}
-	s.started, s.zero, s.next = true, now, now
+	s.started, s.zero = true, now
 	s.step()
 }
 
-// step moves next on by the time between two arrivals.
+// beginSession says whether a driver may begin one more session, and counts it if sessions are all there is.
+func (s *schedule) beginSession() bool {
+	if !s.plan.SessionsOnly {
+		return !s.over()
+	}
+	if !s.control.takes() {
+		return false
+	}
+	s.tally.totals.Offered++
+	s.tally.inFlight++
+	return true
+}
+
+// endSession is the other end of beginSession.
+func (s *schedule) endSession(inOrder bool, now int64) {
+	if !s.plan.SessionsOnly {
+		return
+	}
+	s.tally.inFlight--
+	s.tally.last = now
+	if !inOrder {
+		s.tally.totals.Errors++
+	}
+}
+
+// step moves next on to the next arrival.
 func (s *schedule) step() {
-	rate := s.plan.Rate
-	if s.plan.Ramp != nil {
-		// The rate at the next arrival is that of the last; a standing start would never move, so it is 1/s at least.
-		rate = max(s.plan.Ramp.rate(time.Duration(s.next-s.zero)), 1)
-	}
-	between := 1e9 / (rate * s.share)
+	between := 1.0
 	if s.plan.Poisson {
-		between *= s.random.ExpFloat64()
+		between = s.random.ExpFloat64()
 	}
-	s.next += int64(between)
+	s.count += between / s.share
+	at := s.count / s.plan.Rate
+	if s.plan.Ramp != nil {
+		at = s.plan.Ramp.reaches(s.count)
+	}
+	s.next = s.zero + int64(min(at*1e9, math.MaxInt64/2))
 }
 
 // due says whether an arrival is due, and moves on. Its time is what latency counts from.
@@ -116,10 +183,15 @@ func (s *schedule) due(now int64) (at int64, ok bool) {
 // wait keeps an arrival that found no client, or drops it.
 func (s *schedule) wait(at int64) {
 	s.tally.totals.Waited++
-	if len(s.waiting)-s.head >= s.plan.MaxWaiting {
+	if len(s.waiting)-s.head >= s.maxWaiting() {
 		s.tally.totals.Dropped++
 		return
 	}
+	s.keep(at)
+}
+
+// keep lets an arrival wait for a client.
+func (s *schedule) keep(at int64) {
 	if s.head > 0 && len(s.waiting) == cap(s.waiting) {
 		n := copy(s.waiting, s.waiting[s.head:])
 		s.waiting, s.head = s.waiting[:n], 0
@@ -127,6 +199,9 @@ func (s *schedule) wait(at int64) {
 	s.waiting = append(s.waiting, at)
 	s.tally.waiting++
 }
+
+// maxWaiting is this driver's part of Options.MaxWaiting.
+func (s *schedule) maxWaiting() int { return int(math.Ceil(float64(s.plan.MaxWaiting) * s.share)) }
 
 // over drops what still waits when the run is stopped, and says whether nothing will be due any more.
 func (s *schedule) over() bool {

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/fastedge/fastedge/loadtest/ledger"
 )
@@ -29,19 +30,29 @@ type wire struct {
 	ended    bool  // with wantClose: the session ended in order
 	awaiting bool  // a reply is due
 	since    int64 // since when: the last progress, for the timeout
+	fresh    bool  // nothing of out has been written
 	store    [4][]byte
 }
 
 // queue adds parts to what is to be written.
 func (w *wire) queue(parts ...[]byte) {
 	if len(w.out) == 0 {
-		w.out = w.store[:0]
+		w.out, w.fresh = w.store[:0], true
 	}
 	w.out = append(w.out, parts...)
 }
 
+// left is how many octets are still to be written.
+func (w *wire) left() (n int) {
+	for _, part := range w.out {
+		n += len(part)
+	}
+	return n
+}
+
 // wrote takes n written octets off, and says whether that was all.
 func (w *wire) wrote(n int) bool {
+	w.fresh = w.fresh && n == 0
 	for len(w.out) > 0 && n >= len(w.out[0]) {
 		n -= len(w.out[0])
 		w.out = w.out[1:]
@@ -123,6 +134,7 @@ type session struct {
 	// preamble is written before anything is read: a PROXY header.
 	preamble []byte
 	startTLS bool // this session is to use it
+	teller   bool // the tally shows the banner and the extensions of this session
 	left     int  // messages that this session may still begin; -1: no limit
 
 	expect []expected
@@ -149,11 +161,11 @@ type session struct {
 	answered   int      // of accepted, by LMTP's replies to the data
 	mailOK     bool
 	bodyQueued bool // the message data is in out, or written
-	bodyOut    bool // written whole
 	failure    outcome
 	best       outcome
-	following  message // tight: its group is already written
-	ahead      bool
+	following  message // tight: its command group is in out behind the data, or written
+	ahead      bool    // there is one
+	behind     int     // octets of that group
 
 	scratch []byte // what out points into
 }
@@ -184,22 +196,22 @@ func (s *session) say(command string, e expected, now int64) {
 }
 
 func (s *session) flushed(now int64) {
-	s.io.since = now
-	s.sent = now
-	if s.bodyQueued {
-		s.bodyOut = true
-	}
+	s.io.since, s.sent = now, now
 }
+
+// bodySent says whether the message data was handed over to its last octet: only then can the target have accepted it.
+func (s *session) bodySent() bool { return s.bodyQueued && s.io.left() <= s.behind }
 
 func (s *session) feed(in []byte, now int64) {
 	s.io.since = now
 	for len(in) > 0 && s.io.wish == wantNothing {
 		lf := bytes.IndexByte(in, '\n')
 		if lf < 0 {
-			s.line = append(s.line, in...)
-			if len(s.line) > maxReplyLine {
+			if len(s.line)+len(in) > maxReplyLine {
 				s.lost("reply line too long", now)
+				return
 			}
+			s.line = append(s.line, in...)
 			return
 		}
 		line := in[:lf+1]
@@ -215,38 +227,68 @@ func (s *session) feed(in []byte, now int64) {
 
 // replyLine takes one line of a reply, CRLF or LF included. RFC 5321 §4.2.
 func (s *session) replyLine(line []byte, now int64) {
-	if len(line) < 4 || len(line) > maxReplyLine || !isDigit(line[0]) || !isDigit(line[1]) || !isDigit(line[2]) {
-		s.lost("not a reply: "+string(line[:min(len(line), 60)]), now)
+	if len(line) > maxReplyLine {
+		s.lost("reply line too long", now)
 		return
 	}
-	code := int(line[0]-'0')*100 + int(line[1]-'0')*10 + int(line[2]-'0')
+	text := bytes.TrimRight(line, "\r\n")
+	code := replyCode(text)
+	if code == 0 || s.code != 0 && s.code != code {
+		s.lost("not a reply: "+string(text), now)
+		return
+	}
 	if s.code == 0 {
 		s.code, s.lines = code, 0
-		s.text = append(s.text[:0], bytes.TrimRight(line, "\r\n")...)
+		s.text = append(s.text[:0], text...)
 	}
-	if s.next == len(s.expect) {
-		// Nothing was asked: a server may say 421 before it closes.
-		s.lost("unasked: "+string(bytes.TrimRight(line, "\r\n")), now)
+	if s.unasked() {
+		// A server may say 421 before it closes.
+		s.lost("unasked: "+string(text), now)
 		return
 	}
 	s.lines++
 	what := s.expect[s.next]
-	if what == replyEHLO && s.lines > 1 {
-		s.offer(bytes.TrimRight(line[4:], "\r\n"))
+	if what == replyEHLO && code/100 == 2 {
+		s.offer(text[min(4, len(text)):])
 	}
-	if line[3] == '-' {
+	if len(text) > 3 && text[3] == '-' {
 		if s.lines > maxReplyLines {
 			s.lost("reply with too many lines", now)
 		}
 		return
 	}
-	code, s.code = s.code, 0
+	s.code = 0
 	// LMTP answers the data once for each recipient that it took.
 	if what != replyEnd || !s.moreEnds() {
 		s.next++
 	}
 	s.io.awaiting = s.next < len(s.expect)
+	if code == 421 && what != replyQuit {
+		s.closing(what, now)
+		return
+	}
 	s.handle(what, code, now)
+}
+
+// replyCode is the code at the start of a reply line, 200 to 599; 0: it is no reply line.
+func replyCode(text []byte) int {
+	if len(text) < 3 || text[0] < '2' || text[0] > '5' || !isDigit(text[1]) || !isDigit(text[2]) ||
+		len(text) > 3 && text[3] != ' ' && text[3] != '-' {
+		return 0
+	}
+	return int(text[0]-'0')*100 + int(text[1]-'0')*10 + int(text[2]-'0')
+}
+
+// unasked says whether no reply can come now: nothing was asked, or what was asked is not written yet. Only the end of data may be
+// answered early.
+func (s *session) unasked() bool {
+	switch {
+	case s.next == len(s.expect):
+		return true
+	case len(s.io.out) == 0:
+		return false
+	}
+	return s.io.fresh || s.next == len(s.expect)-1 && s.expect[s.next] != replyEnd
 }
 
 func isDigit(c byte) bool { return c >= '0' && c <= '9' }
@@ -256,10 +298,17 @@ func (s *session) moreEnds() bool {
 	return s.plan.Protocol == "lmtp" && s.answered+1 < len(s.accepted)
 }
 
-// offer takes one extension line of the reply to EHLO.
+// offer takes one line of the reply to EHLO: the first is a greeting, the others are extensions.
 func (s *session) offer(line []byte) {
-	if s.tally.words != nil && len(s.tally.words) < 100 && s.tally.ready == 0 {
-		s.tally.words = append(s.tally.words, printable(string(line)))
+	if s.teller {
+		if s.lines == 1 {
+			s.tally.words = []string{}
+		} else if len(s.tally.words) < 100 {
+			s.tally.words = append(s.tally.words, printable(string(line)))
+		}
+	}
+	if s.lines == 1 {
+		return
 	}
 	name, rest, _ := bytes.Cut(line, []byte(" "))
 	for i, word := range extensionNames {
@@ -283,6 +332,10 @@ func (s *session) offer(line []byte) {
 func (s *session) handle(what expected, code int, now int64) {
 	o := outcomeOf(code)
 	d := now - s.sent
+	if o == failed && what != replyData && what != replyAuth {
+		s.lost("out of place: "+string(s.text), now) // 3yz
+		return
+	}
 	switch what {
 	case replyBanner:
 		s.tally.took(phaseBanner, o, d)
@@ -291,7 +344,7 @@ func (s *session) handle(what expected, code int, now int64) {
 			return
 		}
 		if s.tally.banner == "" {
-			s.tally.banner, s.tally.words = printable(string(s.text)), []string{}
+			s.tally.banner, s.teller = printable(string(s.text)), true
 		}
 		s.say(s.plan.greeting, replyEHLO, now)
 	case replyEHLO, replyHELO:
@@ -399,7 +452,12 @@ func (s *session) authenticate(now int64) {
 		return
 	}
 	s.authStep = 3
-	s.say("AUTH PLAIN "+base64.StdEncoding.EncodeToString([]byte("\x00"+a.User+"\x00"+a.Password))+"\r\n", replyAuth, now)
+	s.say("AUTH PLAIN "+a.plain()+"\r\n", replyAuth, now)
+}
+
+// plain is the initial response of PLAIN. RFC 4616 §2.
+func (a *Auth) plain() string {
+	return base64.StdEncoding.EncodeToString([]byte("\x00" + a.User + "\x00" + a.Password))
 }
 
 // auth goes on with a SASL exchange. RFC 4954 §4.
@@ -440,6 +498,7 @@ func (s *session) proceed(now int64) {
 func (s *session) quit(now int64) { s.say("QUIT\r\n", replyQuit, now) }
 
 func (s *session) start(m message, now int64) {
+	s.tally.inFlight++
 	s.transaction(m)
 	if !s.pipelining {
 		s.say(s.plan.mailFrom, replyMail, now)
@@ -459,12 +518,11 @@ func (s *session) transaction(m message) {
 	s.cur, s.active = m, true
 	s.asked, s.rcptSent, s.answered = 0, 0, 0
 	s.accepted = s.accepted[:0]
-	s.mailOK, s.bodyQueued, s.bodyOut = false, false, false
+	s.mailOK, s.bodyQueued, s.behind = false, false, 0
 	s.failure, s.best = good, failed
 	if s.left > 0 {
 		s.left--
 	}
-	s.tally.inFlight++
 }
 
 func (s *session) bdat() bool { return s.cur.bdat && s.offers&offersChunking != 0 }
@@ -506,13 +564,20 @@ func (s *session) rcptReply(o outcome, d, now int64) {
 		s.worse(replyRcpt, o)
 	}
 	s.asked++
-	if s.pipelining {
+	switch {
+	case !s.pipelining:
+		s.tally.took(phaseRcpt, o, d)
+	case !s.bdat() || s.bodyQueued:
 		return
+	case s.asked == s.cur.recipients:
+		// Its group went ahead behind another message, and its data could not.
+		s.tally.took(phaseGroup, s.failure, d)
 	}
-	s.tally.took(phaseRcpt, o, d)
 	switch {
 	case s.asked < s.cur.recipients:
-		s.rcpt(now)
+		if !s.pipelining {
+			s.rcpt(now)
+		}
 	case len(s.accepted) == 0:
 		s.transactionEnds(now)
 	case s.bdat():
@@ -524,7 +589,10 @@ func (s *session) rcptReply(o outcome, d, now int64) {
 }
 
 func (s *session) dataReply(code int, o outcome, d, now int64) {
-	if code != 354 && o == good {
+	switch {
+	case code == 354:
+		o = good
+	case o == good:
 		o = failed
 	}
 	if s.pipelining {
@@ -552,9 +620,11 @@ func (s *session) body(now int64) {
 	s.await(replyEnd, now)
 	if s.plan.Pipelining == "tight" && s.pipelining && s.left != 0 {
 		if m, ok := s.host.take(now); ok {
-			m.bdat = false // its data must not go before the replies to this one
+			s.tally.inFlight++
 			s.following, s.ahead = m, true
+			before := len(s.scratch)
 			s.scratch = s.group(s.scratch, m, now)
+			s.behind = len(s.scratch) - before
 			head, tail = s.scratch[:len(head)], s.scratch[len(head):]
 		}
 	}
@@ -574,22 +644,20 @@ func (s *session) chunk(prefix []byte) {
 }
 
 func (s *session) endReply(o outcome, d, now int64) {
-	if len(s.io.out) > 0 {
+	if s.bodyQueued && !s.bodySent() {
 		// Answered before the message was sent: what is left of it cannot be taken back.
 		s.worse(replyEnd, max(o, deferred))
 		s.settle(ledger.Refused)
 		s.finish(now)
-		s.io.wish = wantClose
+		s.end(failed, now)
 		return
-	}
-	if o == good {
-		s.best = good
-	} else {
-		s.worse(replyEnd, o)
 	}
 	note := ledger.Acknowledged
 	if o != good {
 		note = ledger.Refused
+		s.worse(replyEnd, o)
+	} else if len(s.accepted) > 0 {
+		s.best = good
 	}
 	if s.plan.Protocol == "lmtp" {
 		if s.answered < len(s.accepted) {
@@ -605,8 +673,11 @@ func (s *session) endReply(o outcome, d, now int64) {
 		}
 		s.answered = len(s.accepted)
 	}
-	s.tally.took(phaseAck, o, d)
-	s.mailOK = false // the transaction is over at the target, too
+	if len(s.accepted) > 0 {
+		s.tally.took(phaseAck, min(o, s.best), d)
+	}
+	// The transaction is over at the target, too. RFC 3030 §2: but behind a BDAT that failed only RSET is sure to end it.
+	s.mailOK = s.mailOK && s.bdat() && s.best != good
 	s.transactionEnds(now)
 }
 
@@ -618,7 +689,19 @@ func (s *session) worse(what expected, o outcome) {
 	if s.failure == good {
 		s.failure = o
 	}
-	s.tally.note(phaseOf[what], string(s.text))
+	s.note(phaseOf[what], string(s.text))
+}
+
+// note enters what the target said. It may have said what we have said: passwords are not for reports.
+func (s *session) note(p phase, text string) {
+	if a := s.plan.Auth; a != nil {
+		for _, secret := range []string{a.plain(), base64.StdEncoding.EncodeToString([]byte(a.Password)), a.Password} {
+			if secret != "" {
+				text = strings.ReplaceAll(text, secret, "(hidden)")
+			}
+		}
+	}
+	s.tally.note(p, text)
 }
 
 // transactionEnds closes the current message and goes on with the session.
@@ -662,15 +745,40 @@ func (s *session) finish(now int64) {
 		}
 	}
 	s.tally.took(phaseTransaction, o, now-s.cur.due)
-	s.tally.ended(o, s.make.size(s.cur))
-	s.tally.inFlight--
+	s.tally.ended(o, s.make.size(s.cur), now)
 	s.active = false
 }
 
 // giveUp ends a session that was refused.
 func (s *session) giveUp(what expected, o outcome, now int64) {
-	s.tally.note(phaseOf[what], string(s.text))
+	s.note(phaseOf[what], string(s.text))
 	s.end(o, now)
+}
+
+// closing takes a 421, which may come at any time instead of another reply: the target closes behind it. RFC 5321 §3.8.
+func (s *session) closing(what expected, now int64) {
+	if s.active {
+		s.worse(what, deferred)
+		if s.plan.Protocol == "lmtp" && what == replyEnd && s.bodySent() && s.answered < len(s.accepted) {
+			// It speaks of one recipient; of the others nothing is known.
+			s.plan.book.Note(s.cur.seq, int(s.accepted[s.answered]), ledger.Refused)
+			s.answered++
+			s.settle(ledger.Unknown)
+		}
+		s.settle(ledger.Refused)
+		s.finish(now)
+	} else {
+		s.note(phaseOf[what], string(s.text))
+	}
+	if s.ahead {
+		m := s.following
+		s.ahead = false
+		s.transaction(m)
+		s.failure = deferred
+		s.settle(ledger.Refused)
+		s.finish(now)
+	}
+	s.end(deferred, now)
 }
 
 // lost ends a session whose connection broke, or whose peer does not speak the protocol. What was underway is settled: a message whose last
@@ -680,7 +788,9 @@ func (s *session) lost(why string, now int64) {
 		return
 	}
 	at := phaseSession
-	if s.next < len(s.expect) {
+	if s.io.wish == wantTLS {
+		at = phaseTLS
+	} else if s.next < len(s.expect) {
 		at = phaseOf[s.expect[s.next]]
 	}
 	if at == phaseSession && !s.active && s.next < len(s.expect) {
@@ -688,7 +798,7 @@ func (s *session) lost(why string, now int64) {
 		s.end(failed, now)
 		return
 	}
-	s.tally.note(at, "connection: "+why)
+	s.note(at, "connection: "+why)
 	s.end(failed, now)
 }
 
@@ -696,7 +806,7 @@ func (s *session) end(o outcome, now int64) {
 	s.tally.took(phaseSession, o, now-s.begun)
 	if s.active {
 		note := ledger.Unsent
-		if s.bodyOut || s.bodyQueued && s.ahead {
+		if s.bodySent() {
 			note = ledger.Unknown
 		}
 		s.settle(note)

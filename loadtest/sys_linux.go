@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -38,6 +40,24 @@ func rawWritev(fd int, parts [][]byte) (int, syscall.Errno) {
 	return int(written), err
 }
 
+// readable says whether a connection has octets, or its end, to be read. It does not wait.
+func readable(c net.Conn) (yes bool) {
+	s, ok := c.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return true // it is closed
+	}
+	err = raw.Control(func(fd uintptr) {
+		var b [1]byte
+		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		yes = err != syscall.EAGAIN && err != syscall.EINTR
+	})
+	return yes || err != nil
+}
+
 const (
 	sysEpollPwait2 = 441
 	edgeTriggered  = 1 << 31 // syscall.EPOLLET is negative and does not fit the field
@@ -49,15 +69,31 @@ const (
 // the reads and writes do: telling the scheduler costs 3 to 8 % of the generator's time. So d must be short, and Run sees to a spare processor.
 func epollWait(ep int, events []syscall.EpollEvent, d time.Duration) (int, error) {
 	ts := syscall.NsecToTimespec(max(0, d.Nanoseconds()))
+	if oldKernel.Load() {
+		ms := (max(0, d) + time.Millisecond - 1) / time.Millisecond
+		n, _, err := syscall.RawSyscall6(syscall.SYS_EPOLL_PWAIT, uintptr(ep), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), uintptr(ms), 0, 0)
+		return waited("epoll_pwait", int(n), err)
+	}
 	n, _, err := syscall.RawSyscall6(sysEpollPwait2, uintptr(ep), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)),
 		uintptr(unsafe.Pointer(&ts)), 0, 0)
-	if err != 0 && err != syscall.EINTR {
-		return 0, fmt.Errorf("epoll_pwait2: %w", err)
-	}
-	if err != 0 {
+	if err == syscall.ENOSYS {
+		oldKernel.Store(true)
 		return 0, nil
 	}
-	return int(n), nil
+	return waited("epoll_pwait2", int(n), err)
+}
+
+// oldKernel is one before Linux 5.11, without epoll_pwait2.
+var oldKernel atomic.Bool
+
+func waited(call string, n int, err syscall.Errno) (int, error) {
+	switch err {
+	case 0:
+		return n, nil
+	case syscall.EINTR:
+		return 0, nil
+	}
+	return 0, fmt.Errorf("%s: %w", call, err)
 }
 
 // target is an address to connect to.
@@ -72,14 +108,20 @@ func resolve(o *Options) (target, error) {
 	if path, ok := strings.CutPrefix(o.Target, "unix:"); ok {
 		return target{syscall.AF_UNIX, &syscall.SockaddrUnix{Name: path}, "unix", path}, nil
 	}
+	host, _, _ := net.SplitHostPort(o.Target) // check has seen it
 	a, err := net.ResolveTCPAddr("tcp", o.Target)
 	if err != nil {
 		return target{}, fmt.Errorf("target: %w", err)
 	}
 	ap := a.AddrPort()
 	ap = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
-	if !ap.Addr().IsLoopback() && o.IOwnThisHost == "" {
+	if !ap.Addr().IsLoopback() && o.IOwnThisHost != host {
 		return target{}, fmt.Errorf("target %s is %v, which is not loopback", o.Target, ap.Addr())
+	}
+	for _, p := range o.Sources {
+		if p.Addr().Unmap().Is4() != ap.Addr().Is4() {
+			return target{}, fmt.Errorf("sources %v cannot reach %v", p, ap.Addr())
+		}
 	}
 	t := target{network: "tcp", text: ap.String()}
 	if ap.Addr().Is4() {
@@ -139,4 +181,34 @@ func raiseDescriptorLimit(n int) error {
 		return fmt.Errorf("%d connections need %d descriptors, and the limit is %d (ulimit -Hn)", n, need, r.Cur)
 	}
 	return nil
+}
+
+// processors counts those that workers hold: one keeps its processor while it waits for events. Several runs may share this process.
+var processors struct {
+	mu         sync.Mutex
+	base, held int
+}
+
+// holdProcessors sees to one more processor than there are workers. Undone by releaseProcessors.
+func holdProcessors(n int) {
+	processors.mu.Lock()
+	defer processors.mu.Unlock()
+	if processors.held == 0 {
+		processors.base = runtime.GOMAXPROCS(0)
+	}
+	processors.held += n
+	setProcessors()
+}
+
+func releaseProcessors(n int) {
+	processors.mu.Lock()
+	defer processors.mu.Unlock()
+	processors.held -= n
+	setProcessors()
+}
+
+func setProcessors() {
+	if n := max(processors.base, processors.held+1); n != runtime.GOMAXPROCS(0) && processors.base > 0 {
+		runtime.GOMAXPROCS(n)
+	}
 }

@@ -33,7 +33,7 @@ const (
 type outcome uint8
 
 const (
-	good outcome = iota // 2yz, and 354
+	good outcome = iota // 2yz, and 354 to DATA
 	deferred
 	refused
 	failed // no reply, or none that could be understood
@@ -43,7 +43,7 @@ const (
 // outcomeOf sorts a reply code.
 func outcomeOf(code int) outcome {
 	switch code / 100 {
-	case 2, 3:
+	case 2:
 		return good
 	case 4:
 		return deferred
@@ -62,8 +62,9 @@ type tally struct {
 	second   *hdrhistogram.Histogram // acks since the last look, coarser
 	lag      *hdrhistogram.Histogram // how late timers fired
 	replies  map[report.Reply]int64  // Count is zero in the key
-	inFlight int64
+	inFlight int64                   // messages begun and not ended; with sessions-only, sessions
 	waiting  int64
+	last     int64 // when the last of them ended
 	open     int64 // connections
 	ready    int64 // sessions that got through the greeting, TLS and AUTH, ever
 	muted    bool  // count outcomes, not latencies: slow clients would be measured, not the target
@@ -106,8 +107,10 @@ func (t *tally) took(p phase, o outcome, d int64) {
 
 func (t *tally) late(d int64) { _ = t.lag.RecordValue(min(max(d/1000, 1), time.Hour.Microseconds())) }
 
-// ended counts a message whose fate is known.
-func (t *tally) ended(o outcome, bytes int) {
+// ended counts a message whose fate is known now.
+func (t *tally) ended(o outcome, bytes int, now int64) {
+	t.inFlight--
+	t.last = now
 	switch o {
 	case good:
 		t.totals.Acknowledged++
@@ -141,9 +144,10 @@ func printable(s string) string {
 	return string(b)
 }
 
-// restart forgets what was counted, for the end of the warm-up. What is open stays open.
+// restart forgets what was counted, for the end of the warm-up. What is in flight or waits goes on, and will be counted when it ends; so it
+// counts as offered.
 func (t *tally) restart() {
-	t.totals = report.Totals{}
+	t.totals = report.Totals{Offered: t.inFlight + t.waiting}
 	for p := range t.phases {
 		for _, h := range t.phases[p] {
 			if h != nil {
@@ -160,6 +164,7 @@ func (t *tally) restart() {
 type sum struct {
 	totals                         report.Totals
 	inFlight, waiting, open, ready int64
+	last                           int64
 	second                         *hdrhistogram.Histogram
 	phases                         [phases][outcomes]*hdrhistogram.Histogram
 	lag                            *hdrhistogram.Histogram
@@ -168,7 +173,13 @@ type sum struct {
 
 // look adds up counters. With whole, histograms and refusals too; with second, the acks since the last look are taken out.
 func look(all []*tally, second, whole bool) sum {
-	s := sum{second: hdrhistogram.New(1, time.Hour.Microseconds(), 2), lag: newHistogram(), replies: make(map[report.Reply]int64)}
+	var s sum
+	if second {
+		s.second = hdrhistogram.New(1, time.Hour.Microseconds(), 2)
+	}
+	if whole {
+		s.lag, s.replies = newHistogram(), make(map[report.Reply]int64)
+	}
 	for _, t := range all {
 		t.mu.Lock()
 		add(&s.totals, &t.totals)
@@ -176,6 +187,7 @@ func look(all []*tally, second, whole bool) sum {
 		s.waiting += t.waiting
 		s.open += t.open
 		s.ready += t.ready
+		s.last = max(s.last, t.last)
 		if second {
 			s.second.Merge(t.second)
 			t.second.Reset()

@@ -16,8 +16,12 @@ import (
 // DefaultSink is where the verifier "sink" listens: a target with a next hop is to send there.
 const DefaultSink = "127.0.0.1:2526"
 
-// verifyPatience is how long a verifier waits without anything new before it takes the rest for lost.
-const verifyPatience = 15 * time.Second
+// A verifier waits for verifyPatience without anything new before it takes the rest for lost. What is unknown may still be on its way, or
+// come twice: it gets unknownPatience.
+var (
+	verifyPatience  = 15 * time.Second // a test shortens them
+	unknownPatience = 2 * time.Second
+)
 
 // NewVerifier reads what --verify says:
 //
@@ -54,6 +58,7 @@ func NewVerifier(s string) (Verifier, error) {
 // ownSink is a sink in this process.
 type ownSink struct {
 	addr string
+	with sink.Options // faults, for tests
 	sink *sink.Sink
 	stop context.CancelFunc
 	done chan error
@@ -62,8 +67,12 @@ type ownSink struct {
 func (s *ownSink) Name() string { return "sink " + s.addr }
 
 func (s *ownSink) Begin() error {
+	if s.sink != nil {
+		return nil
+	}
+	s.with.Address = s.addr
 	var err error
-	if s.sink, err = sink.New(sink.Options{Address: s.addr}); err != nil {
+	if s.sink, err = sink.New(s.with); err != nil {
 		return err
 	}
 	var ctx context.Context
@@ -113,7 +122,7 @@ func (a *asking) Close() error { return nil }
 
 // patiently asks until everything acknowledged was received, or nothing new has come for verifyPatience.
 func patiently(ctx context.Context, book *ledger.Book, ask func() (*ledger.Receipts, error)) (*ledger.Receipts, error) {
-	acknowledged, _, _ := book.Count()
+	acknowledged, _, unknown := book.Count()
 	var last int64
 	alive := time.Now()
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
@@ -126,8 +135,7 @@ func patiently(ctx context.Context, book *ledger.Book, ask func() (*ledger.Recei
 			received, _, _, _ = r.Totals()
 		}
 		if received >= acknowledged {
-			// What is unknown may still be on its way, or come twice; a moment for it.
-			if _, _, unknown := book.Count(); unknown == 0 || time.Since(alive) > 2*time.Second {
+			if unknown == 0 || time.Since(alive) > unknownPatience {
 				return orEmpty(r, book), nil
 			}
 		}

@@ -113,12 +113,15 @@ func ParseRamp(s string) (*Ramp, error) {
 	return r, nil
 }
 
-// rate is that of the moment t after the start.
-func (r *Ramp) rate(t time.Duration) float64 {
-	if t >= r.Over {
-		return r.To
+// reaches says after how many seconds n messages were due: the inverse of the integral of rate.
+func (r *Ramp) reaches(n float64) float64 {
+	over := r.Over.Seconds()
+	if whole := (r.From + r.To) / 2 * over; n >= whole {
+		return over + (n-whole)/r.To
 	}
-	return r.From + (r.To-r.From)*float64(t)/float64(r.Over)
+	// n = From·t + a·t²/2 in the form that suits every sign of a, and a = 0.
+	a := (r.To - r.From) / over
+	return 2 * n / (r.From + math.Sqrt(max(0, r.From*r.From+2*a*n)))
 }
 
 // Sizes is a distribution of message sizes: octets of message data, header section included, as they arrive (no dot-stuffing).

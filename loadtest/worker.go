@@ -4,7 +4,6 @@ package loadtest
 
 import (
 	"errors"
-	"math/rand/v2"
 	"syscall"
 	"time"
 )
@@ -27,7 +26,7 @@ type worker struct {
 	slots   []slot
 	first   int // number of slots[0] among all connections of the run
 	buf     []byte
-	idle    []int     // slots whose client waits for a message
+	idle    []int     // slots whose client waits for a message, the one that waited longest first
 	current int       // slot whose client is being called
 	pending []pending // slots to be connected
 	soonest int64     // the first time in pending
@@ -56,13 +55,9 @@ func newWorker(p *plan, c *control, t target, first, n int) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	tl := newTally()
 	w := &worker{
-		plan: p, target: t, ep: ep, slots: make([]slot, n), first: first, buf: make([]byte, 64<<10), live: n,
-		schedule: schedule{
-			plan: p, control: c, tally: tl, make: newComposer(p, uint64(first)+1), share: float64(n) / float64(p.Connections),
-			random: rand.New(rand.NewPCG(p.Seed, uint64(first)+1<<32)),
-		},
+		schedule: newSchedule(p, c, first, n),
+		plan:     p, target: t, ep: ep, slots: make([]slot, n), first: first, buf: make([]byte, 64<<10), live: n,
 	}
 	for i := range w.slots {
 		w.slots[i].fd = -1
@@ -96,8 +91,8 @@ func (w *worker) run() {
 			w.checked = now
 			w.timeouts(now)
 		}
-		done := w.live == 0 || w.err != nil
-		if w.control.cut.Load() && !done {
+		done := w.live == 0
+		if w.control.isCut() || w.err != nil {
 			w.abandon(now)
 			done = true
 		}
@@ -140,13 +135,15 @@ func (w *worker) arrivals(now int64) {
 			w.wait(at)
 			continue
 		}
-		// The one that waited longest: the load is spread over all connections.
-		i := w.idle[0]
-		w.idle = w.idle[1:]
-		w.slots[i].parked = false
-		w.current = i
-		w.slots[i].client.start(w.message(at), now)
-		w.after(i, now)
+		w.give(w.message(at), now)
+	}
+	for len(w.idle) > 0 {
+		// In the closed loop these waited for the start.
+		m, ok := w.take(now)
+		if !ok {
+			break
+		}
+		w.give(m, now)
 	}
 	if len(w.idle) > 0 && w.over() {
 		for _, i := range w.idle {
@@ -159,9 +156,19 @@ func (w *worker) arrivals(now int64) {
 	}
 }
 
+// give lets the client begin that waited longest: the load is spread over all connections.
+func (w *worker) give(m message, now int64) {
+	i := w.idle[0]
+	w.idle = w.idle[1:]
+	w.slots[i].parked = false
+	w.current = i
+	w.slots[i].client.start(m, now)
+	w.after(i, now)
+}
+
 // park is the host's side of a client without a message.
 func (w *worker) park(client) (finished bool) {
-	if w.plan.Hold == 0 && (!w.open() || w.over()) {
+	if w.plan.Hold == 0 && w.over() {
 		return true
 	}
 	w.slots[w.current].parked = true
@@ -194,14 +201,12 @@ func (w *worker) retry(i int, at int64) {
 
 // connect begins the next session of a slot, if there is to be one.
 func (w *worker) connect(i int, now int64) {
-	if w.over() && (w.open() || !w.plan.SessionsOnly) || w.plan.SessionsOnly && !w.control.takes() {
+	if !w.beginSession() {
 		w.live--
 		return
 	}
-	if w.plan.SessionsOnly {
-		w.tally.totals.Offered++
-	}
 	s := &w.slots[i]
+	s.since = now
 	fd, connected, err := w.target.dial(&w.plan.Options, w.first+i)
 	if err != nil {
 		w.unconnected(i, err, now)
@@ -231,6 +236,7 @@ func (w *worker) connected(i int, now int64) {
 }
 
 func (w *worker) unconnected(i int, err error, now int64) {
+	w.endSession(false, now)
 	var errno syscall.Errno
 	if !errors.As(err, &errno) || errno == syscall.EMFILE || errno == syscall.ENFILE || errno == syscall.EADDRNOTAVAIL && w.tally.ready == 0 {
 		w.err = err // ours, not the target's
@@ -238,9 +244,6 @@ func (w *worker) unconnected(i int, err error, now int64) {
 	}
 	w.tally.took(phaseConnect, failed, now-w.slots[i].since)
 	w.tally.note(phaseConnect, "connection: "+errno.Error())
-	if w.plan.SessionsOnly {
-		w.tally.totals.Errors++
-	}
 	w.retry(i, now+int64(retryAfter))
 }
 
@@ -262,13 +265,13 @@ func (w *worker) event(i int, events uint32) {
 		w.after(i, now)
 	}
 	if events&^syscall.EPOLLOUT != 0 && s.fd >= 0 {
-		w.read(i, now)
+		w.read(i, events&(syscall.EPOLLRDHUP|syscall.EPOLLHUP|syscall.EPOLLERR) != 0, now)
 	}
 }
 
 // read takes what has arrived. A short read has emptied the socket, so a second one that would say EAGAIN is saved: what comes later is
-// a new edge.
-func (w *worker) read(i int, now int64) {
+// a new edge. With toEnd the target has closed, and its edge is used up: all is read.
+func (w *worker) read(i int, toEnd bool, now int64) {
 	s := &w.slots[i]
 	for s.fd >= 0 {
 		n, errno := rawRead(s.fd, w.buf)
@@ -289,8 +292,7 @@ func (w *worker) read(i int, now int64) {
 		if s.fd != fd {
 			return
 		}
-		// The close may have come together with the last reply; its edge is used up then.
-		if n < len(w.buf) && s.client.wire().wish != wantClose {
+		if n < len(w.buf) && !toEnd {
 			return
 		}
 	}
@@ -360,10 +362,9 @@ func (w *worker) finish(i int, now int64) {
 		}
 	}
 	w.shut(i)
-	if !s.client.wire().ended {
-		if w.plan.SessionsOnly {
-			w.tally.totals.Errors++
-		}
+	inOrder := s.client.wire().ended
+	w.endSession(inOrder, now)
+	if !inOrder {
 		now += int64(retryAfter)
 	}
 	w.retry(i, now)
@@ -403,14 +404,17 @@ func (w *worker) timeouts(now int64) {
 
 // abandon ends everything, at the end of a run.
 func (w *worker) abandon(now int64) {
+	w.control.stop()
+	w.over()
 	for i := range w.slots {
 		s := &w.slots[i]
 		if s.fd < 0 {
 			continue
 		}
-		if !s.connecting {
+		if !s.connecting && (s.client.wire().awaiting || len(s.client.wire().out) > 0) {
 			s.client.lost("the run was over", now)
 		}
+		w.endSession(!s.connecting && s.client.wire().ended, now)
 		w.shut(i)
 	}
 }
