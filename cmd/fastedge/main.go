@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/alecthomas/kong"
 
@@ -23,7 +24,12 @@ const (
 	exitConfig  = 78 // EX_CONFIG of sysexits.h
 )
 
-func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+func main() {
+	if slices.Contains(os.Args[1:], "serve") {
+		coarsenTimers(os.Args)
+	}
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
 
 // app is what the verbs share.
 type app struct {
