@@ -14,8 +14,9 @@ build_generator() {
 	fi
 }
 
-# loadtest PORT FLAG… becomes the generator, so that who starts it in the background can end it by $!.
+# loadtest PORT FLAG… becomes the generator, so that who starts it in the background can end it by $!; and cleanup by what it notes.
 loadtest() {
+	echo "$BASHPID" >"$work/generator.pid"
 	exec taskset -c "$GENERATOR_CORE" timeout -k 5 "$RUN_LIMIT" "$work/generator" loadtest run "127.0.0.1:$1" --quiet --workers 1 "${@:2}"
 }
 
@@ -23,6 +24,7 @@ generate() {
 	local json
 	rm -f "$work/run.json"
 	(loadtest "$@" --out "$work/run.json") >"$work/generator.log" 2>&1 || true # the verdict is made below
+	rm -f "$work/generator.pid"
 	json=$("$work/report" figures "$work/run.json") || { tail -n 3 "$work/generator.log"; return 1; }
 	echo "$json"
 	[[ $json == *'"errors":0,'* ]]

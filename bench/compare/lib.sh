@@ -46,6 +46,7 @@ setup() {
 
 cleanup() {
 	[ -z "$side" ] || kill -TERM "$side" 2>/dev/null || true
+	[ ! -s "$work/generator.pid" ] || kill -TERM "$(<"$work/generator.pid")" 2>/dev/null || true
 	stop || true
 	[ -z "$work" ] || rm -rf "$work"
 }
