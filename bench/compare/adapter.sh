@@ -8,7 +8,8 @@
 #	class           discard: thrown away; accepted: stored, not synced before the 250; durable: on disk before the 250
 #	version         one line; fails when it is not installed
 #
-# A file named holds, where there is one, has the most idle connections that make sense: for one process a connection.
+# A file named holds, where there is one, has the most idle connections that make sense: where each is a process, takes much memory,
+# or waits in a listen backlog that is too short for many at once.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 compare=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
