@@ -142,6 +142,15 @@ func (s *schedule) beginSession() bool {
 	return true
 }
 
+// cancelSession takes beginSession back.
+func (s *schedule) cancelSession() {
+	if s.plan.SessionsOnly {
+		s.tally.totals.Offered--
+		s.tally.inFlight--
+		s.control.left.Add(1)
+	}
+}
+
 // endSession is the other end of beginSession.
 func (s *schedule) endSession(inOrder bool, now int64) {
 	if !s.plan.SessionsOnly {

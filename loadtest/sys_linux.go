@@ -99,14 +99,25 @@ func waited(call string, n int, err syscall.Errno) (int, error) {
 // target is an address to connect to.
 type target struct {
 	family  int
-	address syscall.Sockaddr
-	network string // for net.Dial
+	address netip.AddrPort // not of a unix socket
+	network string         // for net.Dial
 	text    string
+}
+
+// sockaddr makes a new one each time: package syscall writes into it.
+func (t *target) sockaddr() syscall.Sockaddr {
+	switch port := int(t.address.Port()); t.family {
+	case syscall.AF_INET:
+		return &syscall.SockaddrInet4{Addr: t.address.Addr().As4(), Port: port}
+	case syscall.AF_INET6:
+		return &syscall.SockaddrInet6{Addr: t.address.Addr().As16(), Port: port}
+	}
+	return &syscall.SockaddrUnix{Name: t.text}
 }
 
 func resolve(o *Options) (target, error) {
 	if path, ok := strings.CutPrefix(o.Target, "unix:"); ok {
-		return target{syscall.AF_UNIX, &syscall.SockaddrUnix{Name: path}, "unix", path}, nil
+		return target{family: syscall.AF_UNIX, network: "unix", text: path}, nil
 	}
 	host, _, _ := net.SplitHostPort(o.Target) // check has seen it
 	a, err := net.ResolveTCPAddr("tcp", o.Target)
@@ -123,11 +134,9 @@ func resolve(o *Options) (target, error) {
 			return target{}, fmt.Errorf("sources %v cannot reach %v", p, ap.Addr())
 		}
 	}
-	t := target{network: "tcp", text: ap.String()}
+	t := target{family: syscall.AF_INET6, address: ap, network: "tcp", text: ap.String()}
 	if ap.Addr().Is4() {
-		t.family, t.address = syscall.AF_INET, &syscall.SockaddrInet4{Addr: ap.Addr().As4(), Port: int(ap.Port())}
-	} else {
-		t.family, t.address = syscall.AF_INET6, &syscall.SockaddrInet6{Addr: ap.Addr().As16(), Port: int(ap.Port())}
+		t.family = syscall.AF_INET
 	}
 	return t, nil
 }
@@ -140,11 +149,11 @@ func (t *target) dial(o *Options, i int) (fd int, done bool, err error) {
 	}
 	if from, ok := o.source(i); ok && t.family != syscall.AF_UNIX {
 		_ = syscall.SetsockoptInt(fd, syscall.IPPROTO_IP, ipBindAddressNoPort, 1)
-		var local syscall.Sockaddr = &syscall.SockaddrInet4{}
+		var local syscall.Sockaddr
 		if t.family == syscall.AF_INET6 {
 			local = &syscall.SockaddrInet6{Addr: from.As16()}
-		} else if from.Is4() {
-			local = &syscall.SockaddrInet4{Addr: from.As4()}
+		} else {
+			local = &syscall.SockaddrInet4{Addr: from.Unmap().As4()} // resolve has compared the families
 		}
 		if err := syscall.Bind(fd, local); err != nil {
 			syscall.Close(fd)
@@ -155,7 +164,7 @@ func (t *target) dial(o *Options, i int) (fd int, done bool, err error) {
 		// What is written goes out at once: so does a real client that cares.
 		_ = syscall.SetsockoptInt(fd, syscall.IPPROTO_TCP, syscall.TCP_NODELAY, 1)
 	}
-	err = syscall.Connect(fd, t.address)
+	err = syscall.Connect(fd, t.sockaddr())
 	if err != nil && err != syscall.EINPROGRESS {
 		syscall.Close(fd)
 		return -1, false, err

@@ -12,6 +12,7 @@ import (
 const (
 	turnLimit    = 20 * time.Millisecond  // the longest wait for events, so that the run's clock is obeyed
 	retryAfter   = 100 * time.Millisecond // a connection that failed is opened again
+	backlogPause = 2 * time.Millisecond   // so is one whose socket had no room for it
 	closeTimeout = time.Second            // after QUIT the target closes first; not for ever
 	connectBurst = 100                    // connections opened in a turn: a backlog is finite
 )
@@ -236,9 +237,15 @@ func (w *worker) connected(i int, now int64) {
 }
 
 func (w *worker) unconnected(i int, err error, now int64) {
-	w.endSession(false, now)
 	var errno syscall.Errno
-	if !errors.As(err, &errno) || errno == syscall.EMFILE || errno == syscall.ENFILE || errno == syscall.EADDRNOTAVAIL && w.tally.ready == 0 {
+	if errors.As(err, &errno); errno == syscall.EAGAIN {
+		// A unix socket's backlog is full. Over TCP the wait for it is the kernel's.
+		w.cancelSession()
+		w.retry(i, now+int64(backlogPause))
+		return
+	}
+	w.endSession(false, now)
+	if errno == 0 || errno == syscall.EMFILE || errno == syscall.ENFILE || errno == syscall.EADDRNOTAVAIL && w.tally.ready == 0 {
 		w.err = err // ours, not the target's
 		return
 	}
