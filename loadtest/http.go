@@ -79,7 +79,7 @@ func (h *httpSession) proceed(now int64) {
 
 func (h *httpSession) quit(now int64) {
 	h.tally.took(phaseSession, good, now-h.begun)
-	h.tally.totals.Sessions++
+	h.tally.completed(h.plan.SessionsOnly, now)
 	h.io.wish, h.io.ended, h.io.awaiting = wantClose, true, false
 }
 

@@ -151,14 +151,11 @@ func (s *schedule) cancelSession() {
 	}
 }
 
-// endSession is the other end of beginSession.
+// endSession is the other end of beginSession. A session in order was counted when it was completed.
 func (s *schedule) endSession(inOrder bool, now int64) {
-	if !s.plan.SessionsOnly {
-		return
-	}
-	s.tally.inFlight--
-	s.tally.last = now
-	if !inOrder {
+	if s.plan.SessionsOnly && !inOrder {
+		s.tally.inFlight--
+		s.tally.last = now
 		s.tally.totals.Errors++
 	}
 }

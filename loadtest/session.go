@@ -388,7 +388,7 @@ func (s *session) handle(what expected, code int, now int64) {
 		s.proceed(now)
 	case replyQuit:
 		s.tally.took(phaseSession, good, now-s.begun)
-		s.tally.totals.Sessions++
+		s.tally.completed(s.plan.SessionsOnly, now)
 		s.io.wish, s.io.ended = wantClose, true
 	}
 }

@@ -124,6 +124,15 @@ func (t *tally) ended(o outcome, bytes int, now int64) {
 	}
 }
 
+// completed counts a session that ended in order.
+func (t *tally) completed(sessionsOnly bool, now int64) {
+	t.totals.Sessions++
+	if sessionsOnly {
+		t.inFlight--
+		t.last = now
+	}
+}
+
 // note remembers the text of a refusal or an error.
 func (t *tally) note(p phase, text string) {
 	key := report.Reply{Phase: report.PhaseNames[p], Text: printable(text)}
