@@ -36,6 +36,9 @@ func (res *result) table() string {
 	if len(res.Rows) > 0 && res.Rows[0].Metrics != nil {
 		return align(res.goCells()) + "\n" + res.caption() + "\n"
 	}
+	if len(res.Servers) == 0 {
+		return align(res.generatorCells()) + "\n" + res.caption() + "\n"
+	}
 	const picture = "![Server CPU for each message of 4 KiB, by server](bench/results/compare.svg)\n"
 	return align(res.summaryCells()) + "\n" + picture + "\n" + res.caption() + "\n"
 }
@@ -49,6 +52,28 @@ func (res *result) full() string {
 		}
 	}
 	return strings.Join(tables, "\n") + "\n" + res.caption() + "\n"
+}
+
+// generatorCells sets the first generator beside the second, load by load.
+func (res *result) generatorCells() [][]string {
+	const theirs, ours = "smtp-source", "fastedge loadtest"
+	cells := [][]string{{"load", theirs + ", CPU µs", ours + ", CPU µs", "messages a CPU-second, ours × theirs"}}
+	for _, sc := range scenarioNames {
+		cell := func(server string) string {
+			if w := res.row(sc.id, server); w != nil {
+				return w.CPUMicros.String()
+			}
+			return "cannot"
+		}
+		if w := res.row(sc.id, ours); w != nil {
+			times := ""
+			if other := res.row(sc.id, theirs); other != nil {
+				times = res.ratio(other, ours)
+			}
+			cells = append(cells, []string{sc.name, cell(theirs), cell(ours), times})
+		}
+	}
+	return cells
 }
 
 // summaryCells has a line for each server, in the order of CPU at 4 KiB.
