@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
 	"strconv"
@@ -52,7 +53,7 @@ func (c *loadtestSinkCmd) options() (sink.Options, error) {
 		CloseShare: float64(c.Close), CloseAt: c.CloseAt, Rate: float64(c.Limit), RateCloses: c.LimitCloses,
 		Lose: int(c.Lose), Corrupt: int(c.Corrupt), Repeat: int(c.Repeat), Seed: c.Seed,
 	}
-	if host, _, _ := strings.Cut(c.Address, ":"); !strings.HasPrefix(c.Address, "unix:") && !machine.LoopbackTarget(c.Address) && c.IOwnThisHost != host {
+	if host, _, _ := net.SplitHostPort(c.Address); !strings.HasPrefix(c.Address, "unix:") && !machine.LoopbackTarget(c.Address) && c.IOwnThisHost != host {
 		return o, fmt.Errorf("%s is not loopback; if strangers may send here, say so: --i-own-this-host %s", c.Address, host)
 	}
 	if c.Script != "" {
@@ -109,6 +110,7 @@ func (c *loadtestSinkCmd) Run(a *app) error {
 	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
+	cancel() // from here on an interrupt ends the program
 	if runs := s.Register().Runs(); c.Receipts != "" && len(runs) > 0 {
 		if err := os.WriteFile(c.Receipts, s.Register().Receipts(runs[len(runs)-1]).AppendTo(nil), 0o666); err != nil {
 			return err

@@ -109,12 +109,14 @@ func (c *loadtestRunCmd) options() (loadtest.Options, error) {
 		o.Proxy = 2
 	}
 	for _, s := range c.Sources {
-		if !strings.Contains(s, "/") {
-			s += "/32"
-		}
 		p, err := netip.ParsePrefix(s)
+		if !strings.Contains(s, "/") {
+			var one netip.Addr
+			one, err = netip.ParseAddr(s)
+			p = netip.PrefixFrom(one, one.BitLen())
+		}
 		if err != nil {
-			return o, fmt.Errorf("--sources: %w", err)
+			return o, fmt.Errorf("--sources %q is no prefix such as 127.0.1.0/24, and no address", s)
 		}
 		o.Sources = append(o.Sources, p)
 	}
@@ -152,6 +154,12 @@ func (c *loadtestRunCmd) Run(a *app) error {
 		}
 		conditions = append(conditions, condition)
 	}
+	var condition report.Condition
+	if c.FindMax != "" {
+		if condition, err = report.ParseThreshold(c.FindMax); err != nil {
+			return usageError{fmt.Errorf("--find-max %w", err)}
+		}
+	}
 	verifier, err := loadtest.NewVerifier(c.Verify)
 	if err != nil {
 		return usageError{fmt.Errorf("--verify: %w", err)}
@@ -162,6 +170,7 @@ func (c *loadtestRunCmd) Run(a *app) error {
 
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
+	context.AfterFunc(ctx, cancel) // a second interrupt does not wait for replies and verdict
 	hooks := loadtest.Hooks{Verifier: verifier, Tool: "fastedge loadtest " + readBuildInfo().Version}
 	screen := viewOn(a.stderr, c)
 	if screen != nil {
@@ -169,10 +178,6 @@ func (c *loadtestRunCmd) Run(a *app) error {
 	}
 	var run *report.Run
 	if c.FindMax != "" {
-		condition, bad := report.ParseThreshold(c.FindMax)
-		if bad != nil {
-			return usageError{fmt.Errorf("--find-max %w", bad)}
-		}
 		conditions = append(conditions, condition)
 		run, err = loadtest.FindMax(ctx, o, hooks, condition, nil)
 	} else {
@@ -181,13 +186,20 @@ func (c *loadtestRunCmd) Run(a *app) error {
 	if screen != nil {
 		screen.view.Close()
 	}
+	if wrong := (*loadtest.OptionsError)(nil); errors.As(err, &wrong) {
+		return usageError{err}
+	}
 	if err != nil {
 		return err
 	}
 	for _, condition := range conditions {
 		run.Thresholds = append(run.Thresholds, condition.Check(run))
 	}
-	if err := c.write(a, run); err != nil {
+	// What was measured is told first: a file may be one that cannot be written.
+	if err := report.WriteText(a.stdout, run, report.Style{Color: colored(a.stdout), Phases: c.Phases}); err != nil {
+		return err
+	}
+	if err := c.write(run); err != nil {
 		return err
 	}
 	if !run.Pass() {
@@ -220,7 +232,8 @@ func viewOn(w io.Writer, c *loadtestRunCmd) *screen {
 	return &screen{live.New(f, o), time.Second}
 }
 
-func (c *loadtestRunCmd) write(a *app, run *report.Run) error {
+// write writes the files that were asked for.
+func (c *loadtestRunCmd) write(run *report.Run) error {
 	render := renderings{
 		c.Out:  func(w io.Writer) error { return report.Write(w, run) },
 		c.HTML: func(w io.Writer) error { return report.WriteHTML(w, run) },
@@ -229,16 +242,14 @@ func (c *loadtestRunCmd) write(a *app, run *report.Run) error {
 	if err := render.write(); err != nil {
 		return err
 	}
-	if c.Bench != "" {
-		f, err := os.OpenFile(c.Bench, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o666)
-		if err == nil {
-			err = errors.Join(report.WriteGoBench(f, run), f.Close())
-		}
-		if err != nil {
-			return err
-		}
+	if c.Bench == "" {
+		return nil
 	}
-	return report.WriteText(a.stdout, run, report.Style{Color: colored(a.stdout), Phases: c.Phases})
+	f, err := os.OpenFile(c.Bench, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o666)
+	if err != nil {
+		return err
+	}
+	return errors.Join(report.WriteGoBench(f, run), f.Close())
 }
 
 func colored(w io.Writer) bool {
@@ -428,7 +439,7 @@ func (f *pipeliningFlag) Decode(ctx *kong.DecodeContext) error {
 	})
 }
 
-// optional gives the flag's value to set: what stands behind "=", which must be one, or the next word if it is one.
+// optional gives the flag's value to set: what stands behind "=", or the next word unless that can only be the target.
 func optional(ctx *kong.DecodeContext, set func(string) error) error {
 	token := ctx.Scan.Peek()
 	text, ok := token.Value.(string)
@@ -439,8 +450,9 @@ func optional(ctx *kong.DecodeContext, set func(string) error) error {
 		ctx.Scan.Pop()
 		return set(text)
 	}
-	if token.Type == kong.UntypedToken && !strings.HasPrefix(text, "-") && set(text) == nil {
-		ctx.Scan.Pop()
+	if token.Type != kong.UntypedToken || strings.HasPrefix(text, "-") || strings.Contains(text, ":") {
+		return nil
 	}
-	return nil
+	ctx.Scan.Pop()
+	return set(text)
 }
