@@ -96,6 +96,7 @@ func Run(ctx context.Context, o Options, h Hooks) (*report.Run, error) {
 		return nil, err
 	}
 	defer releaseProcessors(len(r.workers))
+	defer r.control.cut()
 	if err := r.measure(ctx); err != nil {
 		return nil, err
 	}
