@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -478,5 +479,25 @@ func TestInterruptedBeforeAnyAnswerIsAnError(t *testing.T) {
 	_, err := Run(ctx, Options{Target: listen(t, func(net.Conn) {}), Connections: 2}, Hooks{})
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
+	}
+}
+
+func TestAnOldKernelWillDo(t *testing.T) {
+	oldKernel.Store(true)
+	defer oldKernel.Store(false)
+	r, _ := mustRun(t, Options{Connections: 4, Messages: 100, Rate: 2000, MaxWaiting: 100}, sink.Options{})
+	checkAll(t, r, 100)
+}
+
+func TestProcessorsAreGivenBack(t *testing.T) {
+	before := runtime.GOMAXPROCS(0)
+	most := 0
+	s, _ := newSink(t, sink.Options{})
+	o := Options{Target: s.Addr().String(), Connections: 8, Workers: before + 2, Duration: 200 * time.Millisecond}
+	if _, err := Run(t.Context(), o, Hooks{Every: time.Millisecond, View: func(live.Snapshot) { most = max(most, runtime.GOMAXPROCS(0)) }}); err != nil {
+		t.Fatal(err)
+	}
+	if after := runtime.GOMAXPROCS(0); after != before || most != before+3 {
+		t.Errorf("%d processors before, %d in the run, %d after", before, most, after)
 	}
 }
