@@ -484,6 +484,9 @@ func (b *block) verdict(r *Run) {
 		return
 	}
 	b.line("verified", "%s   %s", verdictLine(r.Verdict), result)
+	if more := r.Verdict.Acknowledged - r.Totals.Acknowledged; more > 0 && r.Parameters.Recipients == "1" {
+		b.line("", "%s of them in the warm-up or after the end", grouped(more))
+	}
 	for _, e := range r.Verdict.Examples[:min(len(r.Verdict.Examples), shownReplies)] {
 		b.line("", "%s", printable(e, 160))
 	}
