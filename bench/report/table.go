@@ -269,14 +269,9 @@ func number(v float64) string {
 	a := math.Abs(v)
 	switch {
 	case a >= 10000:
-		s := strconv.FormatFloat(math.Round(v/100)*100, 'f', 0, 64)
-		return s[:len(s)-3] + "," + s[len(s)-3:]
+		return grouped(math.Round(v/100) * 100)
 	case a >= 1000:
-		s := strconv.FormatFloat(math.Round(v/10)*10, 'f', 0, 64)
-		if len(s) < 4 {
-			return s
-		}
-		return s[:len(s)-3] + "," + s[len(s)-3:]
+		return grouped(math.Round(v/10) * 10)
 	case a >= 100:
 		return strconv.FormatFloat(v, 'f', 0, 64)
 	case a >= 10:
@@ -287,6 +282,15 @@ func number(v float64) string {
 		return "0"
 	}
 	return strconv.FormatFloat(v, 'f', 3, 64)
+}
+
+// grouped puts a comma between thousands.
+func grouped(v float64) string {
+	s := strconv.FormatFloat(v, 'f', 0, 64)
+	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
 }
 
 // align pads cells to columns; the first row is the head.
