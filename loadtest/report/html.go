@@ -419,7 +419,7 @@ func searchChart(r *Run) chartView {
 	best, worst := 0.0, 0.0
 	var line []point
 	for _, s := range trials {
-		at := point{positive(s.Rate), positive(s.Actual)}
+		at := point{x: positive(s.Rate), y: positive(s.Actual)}
 		worst = max(worst, at.x)
 		line = append(line, at)
 		class, held := "c-5xx", "broken"
@@ -442,7 +442,7 @@ func searchChart(r *Run) chartView {
 	}
 	pl.lines = []curve{{class: "c-quiet", points: line}}
 	if err == nil && condition.Value > 0 {
-		pl.lines = append(pl.lines, curve{class: "c-offered", name: "limit", points: []point{{0, condition.Value}, {pl.xHigh, condition.Value}}})
+		pl.lines = append(pl.lines, curve{class: "c-offered", name: "limit", points: []point{{y: condition.Value}, {x: pl.xHigh, y: condition.Value}}})
 	}
 	pl.description = fmt.Sprintf("The condition %s held up to %s messages a second.", r.FindMax, figure(best))
 	note := fmt.Sprintf("%s held up to %s/s", printable(cmp.Or(r.FindMax, "The condition"), maxConditionBytes), figure(best))

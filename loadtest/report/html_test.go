@@ -220,3 +220,24 @@ func TestWhatTheTargetWroteIsText(t *testing.T) {
 		}
 	}
 }
+
+// A second without any acknowledgement, as while a target restarts, is a gap in the line of its latency and not a latency of zero.
+func TestASecondWithoutAcksIsAGap(t *testing.T) {
+	var series []Second
+	for i := range 9 {
+		s := Second{At: float64(i + 1), Acknowledged: 100, AckP50Ms: 2, AckP99Ms: 5}
+		if i == 4 {
+			s = Second{At: 5}
+		}
+		series = append(series, s)
+	}
+	p := ackPlot(bins(series, 100))
+	for _, line := range p.lines {
+		if len(line.points) != 8 || !line.points[4].lifted || line.points[3].lifted {
+			t.Errorf("%s: %+v", line.name, line.points)
+		}
+		if d := path(line.points); strings.Count(d, "M") != 2 {
+			t.Errorf("%s: %s", line.name, d)
+		}
+	}
+}

@@ -130,7 +130,7 @@ func (p *plot) draw(b *strings.Builder, id, class string, width, height float64,
 	place := func(points []point) []point {
 		out := make([]point, len(points))
 		for i, q := range points {
-			out[i] = point{x.at(q.x), y.at(q.y)}
+			out[i] = point{x: x.at(q.x), y: y.at(q.y), lifted: q.lifted}
 		}
 		return out
 	}
@@ -148,7 +148,7 @@ func (p *plot) draw(b *strings.Builder, id, class string, width, height float64,
 		if lower == nil {
 			lower = make([]point, len(upper))
 			for i := range upper {
-				lower[i] = point{upper[i].x, 0}
+				lower[i] = point{x: upper[i].x}
 			}
 		}
 		c.area("area "+a.class, place(upper), place(lower))
@@ -301,7 +301,7 @@ func percentilePlot(title string, all []named) *plot {
 		}
 		k := curve{class: n.class, name: n.name}
 		for i, us := range n.h.ValueAtPercentilesSlice(ps) {
-			q := point{at(i), float64(us) / 1000}
+			q := point{x: at(i), y: float64(us) / 1000}
 			if q.x <= firm {
 				k.points = append(k.points, q)
 				k.faint = append(k.faint[:0], q)
@@ -316,7 +316,7 @@ func percentilePlot(title string, all []named) *plot {
 		for _, s := range percentiles {
 			if at := nines(s.p); at <= end {
 				v := n.h.Ms(s.p)
-				p.marks = append(p.marks, mark{n.class, point{at, v}, n.name + " " + s.name + ": " + latency(v)})
+				p.marks = append(p.marks, mark{n.class, point{x: at, y: v}, n.name + " " + s.name + ": " + latency(v)})
 			}
 		}
 		words = append(words, fmt.Sprintf("%s: p50 %s, p99 %s, max %s", n.name, latency(n.h.Ms(50)), latency(n.h.Ms(99)), latency(n.h.MaxMs())))
@@ -432,11 +432,22 @@ var outcomes = []struct {
 // timed turns bins into points; it skips those that f says nothing about.
 func timed(bs []bin, f func(*bin) float64) []point {
 	points := make([]point, 0, len(bs))
+	gap := false
 	for i := range bs {
-		points = append(points, point{bs[i].middle(), f(&bs[i])})
-	}
-	if len(points) > 0 { // from edge to edge
-		points[0].x, points[len(points)-1].x = bs[0].from, bs[len(bs)-1].to
+		v := f(&bs[i])
+		if math.IsNaN(v) {
+			gap = true
+			continue
+		}
+		x := bs[i].middle()
+		switch i { // from edge to edge
+		case 0:
+			x = bs[i].from
+		case len(bs) - 1:
+			x = bs[i].to
+		}
+		points = append(points, point{x: x, y: v, lifted: gap && len(points) > 0})
+		gap = false
 	}
 	return points
 }
@@ -471,10 +482,17 @@ func ratePlot(bs []bin, open bool) *plot {
 }
 
 func ackPlot(bs []bin) *plot {
+	// A stretch without any ack has no latency; zero it is not.
+	measured := func(b *bin, ms float64) float64 {
+		if b.ackP99 == 0 {
+			return math.NaN()
+		}
+		return ms
+	}
 	p := &plot{title: "Ack latency over time", yTick: tickLatency, xHigh: end(bs), xTicks: timeTicks(end(bs))}
 	p.lines = []curve{
-		{class: "c-ack99", name: "p99", points: timed(bs, func(b *bin) float64 { return b.ackP99 })},
-		{class: "c-ack", name: "p50", points: timed(bs, func(b *bin) float64 { return b.ackP50 })},
+		{class: "c-ack99", name: "p99", points: timed(bs, func(b *bin) float64 { return measured(b, b.ackP99) })},
+		{class: "c-ack", name: "p50", points: timed(bs, func(b *bin) float64 { return measured(b, b.ackP50) })},
 	}
 	low, high := p.extent()
 	p.log = high > 20*low

@@ -46,7 +46,11 @@ func (c *canvas) rect(class string, x, y, w, h float64) {
 	fmt.Fprintf(c, `<rect class="%s" x="%s" y="%s" width="%s" height="%s"/>`, class, px(x), px(y), px(max(0, w)), px(max(0, h)))
 }
 
-type point struct{ x, y float64 }
+// point is a place; lifted: no line leads there from the one before.
+type point struct {
+	x, y   float64
+	lifted bool
+}
 
 func (c *canvas) line(class string, points []point) {
 	if len(points) == 0 {
@@ -68,7 +72,7 @@ func (c *canvas) area(class string, upper, lower []point) {
 func path(points []point) string {
 	var b strings.Builder
 	for i, p := range points {
-		if i == 0 {
+		if i == 0 || p.lifted {
 			b.WriteByte('M')
 		} else {
 			b.WriteByte('L')
