@@ -28,12 +28,15 @@ cannot() {
 
 as_root() { [ "$(id -u)" = 0 ] || cannot "only root can install or start it"; }
 
+# retried COMMAND… runs it once more with fresh lists of packages, should it fail: a new machine has none.
+retried() { "$@" >&2 || { apt-get -qq update >&2 && "$@" >&2; }; }
+
 # debian PACKAGE… installs what is not installed.
 debian() {
 	dpkg -s "$@" >/dev/null 2>&1 && return
 	as_root
 	has apt-get || cannot "there is no apt-get to install $*"
-	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" >&2 || cannot "apt-get install $* failed (apt-get update first?)"
+	retried env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" || cannot "apt-get install $* failed"
 }
 
 # unpacked PROGRAM PACKAGE… unpacks packages below $cache, because Debian has room for one MTA only and another one,
@@ -45,7 +48,7 @@ unpacked() {
 	as_root
 	rm -rf "$cache"
 	mkdir -p "$cache/debs"
-	(cd "$cache/debs" && apt-get -qq -o APT::Sandbox::User=root download "$@") >&2 || cannot "apt-get download $* failed (apt-get update first?)"
+	(cd "$cache/debs" && retried apt-get -qq -o APT::Sandbox::User=root download "$@") || cannot "apt-get download $* failed"
 	for deb in "$cache"/debs/*.deb; do
 		dpkg-deb -x "$deb" "$cache"
 		dpkg-deb -f "$deb" Package Version >>"$cache/versions"

@@ -22,12 +22,13 @@ dir=
 say() { echo "compare: $*" >&2; }
 die() { say "$*"; exit 1; }
 
-need() { # need COMMAND PACKAGE
+need() { # need COMMAND PACKAGE: installs it where that is possible
+	has "$1" || (debian "$2") || true
 	has "$1" || die "$1 is missing; on Debian: apt-get install -y $2"
 }
 
 setup() {
-	need go golang-go
+	has go || die "go is missing"
 	need taskset util-linux
 	need ps procps
 	# Every connection is a descriptor of the server's and one of the generator's.
