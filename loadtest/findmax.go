@@ -14,6 +14,7 @@ const (
 	trials        = 9               // after the first, which looks how fast the target is at all
 	trialDuration = 5 * time.Second // unless Options.Duration is shorter
 	trialWarmup   = time.Second
+	keptUp        = 0.98 // of what was due must be acknowledged, or the target did not keep up
 )
 
 // FindMax searches the highest rate at which condition holds: a closed loop shows what the target can do at all, then open loops halve
@@ -22,6 +23,9 @@ const (
 func FindMax(ctx context.Context, o Options, h Hooks, condition report.Condition, told func(report.Trial)) (*report.Run, error) {
 	if o.Hold > 0 || o.SessionsOnly {
 		return nil, &OptionsError{errors.New("find-max sends messages: neither hold nor sessions-only")}
+	}
+	if o.Rate > 0 || o.Ramp != nil || o.Messages > 0 {
+		return nil, &OptionsError{errors.New("find-max finds the rate: neither rate nor ramp; and its runs last for a time: no messages")}
 	}
 	if h.Verifier != nil {
 		// A target that relays needs its next hop during the trials, too.
@@ -66,8 +70,10 @@ func findMax(ctx context.Context, o Options, h Hooks, condition report.Condition
 			return nil, err
 		}
 		t := condition.Check(tried)
-		kept := float64(tried.Totals.Acknowledged) >= 0.98*float64(tried.Totals.Offered)
-		step := report.Trial{Rate: trial.Rate, Actual: t.Actual, Pass: t.Pass && kept}
+		step := report.Trial{Rate: trial.Rate, Actual: t.Actual, Pass: t.Pass}
+		if acked, due := float64(tried.Totals.Acknowledged), float64(tried.Totals.Offered); acked < keptUp*due {
+			step.Pass, step.Kept = false, acked/due
+		}
 		search = append(search, step)
 		if told != nil {
 			told(step)
@@ -82,7 +88,7 @@ func findMax(ctx context.Context, o Options, h Hooks, condition report.Condition
 		}
 	}
 	if low == 0 {
-		return nil, fmt.Errorf("%s does not hold at any rate that was tried, down to %.3g/s", condition, high)
+		return nil, fmt.Errorf("%s does not hold at any rate that was tried, down to %.3g/s, with %v%% of what is due acknowledged", condition, high, 100*keptUp)
 	}
 	o.Rate, o.Ramp, o.Messages = low, nil, 0
 	last, err := run(ctx, o, h)

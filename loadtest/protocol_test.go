@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"maps"
+	"math"
 	"net"
 	"net/http/httptest"
 	"net/netip"
@@ -332,6 +333,16 @@ func TestFindMaxFindsWhereTheConditionBreaks(t *testing.T) {
 	}
 	if _, err := findMax(t.Context(), Options{}, Hooks{}, condition, nil, run(0)); err == nil || !strings.Contains(err.Error(), "does not hold at any rate") {
 		t.Errorf("error %v", err)
+	}
+	behind := func(ctx context.Context, o Options, h Hooks) (*report.Run, error) {
+		r, err := run(1e6)(ctx, o, h)
+		if o.Rate > 4000 {
+			r.Totals.Acknowledged = r.Totals.Offered * 95 / 100
+		}
+		return r, err
+	}
+	if r, err := findMax(t.Context(), Options{}, Hooks{}, condition, nil, behind); err != nil || r.Search[0].Pass || math.Abs(r.Search[0].Kept-0.95) > 0.01 {
+		t.Errorf("a target that does not keep up: %v %+v", err, r)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

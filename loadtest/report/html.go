@@ -422,18 +422,14 @@ func searchChart(r *Run) chartView {
 		at := point{x: positive(s.Rate), y: positive(s.Actual)}
 		worst = max(worst, at.x)
 		line = append(line, at)
-		class, held := "c-5xx", "broken"
+		class, held := "c-5xx", trialWord(s, "broken")
 		if s.Pass {
-			class, held, best = "c-acked", "held", max(best, at.x)
+			class, best = "c-acked", max(best, at.x)
 		}
 		pl.marks = append(pl.marks, mark{class, at, fmt.Sprintf("%s/s: %s, %s", figure(s.Rate), searchValue(r, s), held)})
 	}
 	for _, s := range r.Search {
-		held := "broken"
-		if s.Pass {
-			held = "held"
-		}
-		t.Rows = append(t.Rows, []string{figure(s.Rate) + "/s", figure(s.Actual), held})
+		t.Rows = append(t.Rows, []string{figure(s.Rate) + "/s", figure(s.Actual), trialWord(s, "broken")})
 	}
 	a := linearAxis(worst, 0, 1, 5)
 	pl.xHigh = a.high

@@ -208,6 +208,8 @@ type Trial struct {
 	Rate   float64 `json:"rate"`
 	Actual float64 `json:"actual"` // of the condition
 	Pass   bool    `json:"pass"`
+	// Kept is the share of what was due that was acknowledged, when it was too small for the trial to count. Zero: it was not.
+	Kept float64 `json:"kept,omitempty"`
 }
 
 // Warning is a reason to doubt the figures. Code is stable, Text is for people.

@@ -169,7 +169,10 @@ func troubled() *Run {
 		r.Thresholds = append(r.Thresholds, c.Check(r))
 	}
 	r.FindMax = "ack.p99<20ms"
-	r.Search = []Trial{{1000, 4.1, true}, {2000, 4.4, true}, {4000, 5.2, true}, {8000, 80, false}, {6000, 31, false}, {5000, 8.8, true}}
+	r.Search = []Trial{
+		{Rate: 1000, Actual: 4.1, Pass: true}, {Rate: 2000, Actual: 4.4, Pass: true}, {Rate: 4000, Actual: 5.2, Pass: true},
+		{Rate: 8000, Actual: 80}, {Rate: 6000, Actual: 31}, {Rate: 5000, Actual: 8.8, Pass: true},
+	}
 	r.Warnings = []Warning{
 		{"generator-cpu", "the generator used 91% of its cores"},
 		{"faster-than-disk", "ack p50 1.40 ms is shorter than a synced write of 4 KiB, 2.00 ms"},

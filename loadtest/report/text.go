@@ -381,9 +381,9 @@ func (b *block) search(r *Run) {
 		if i == 0 {
 			label = "search"
 		}
-		held := "no"
+		held := trialWord(t, "no")
 		if t.Pass {
-			held, best = "held", max(best, t.Rate)
+			best = max(best, t.Rate)
 		}
 		labels = append(labels, label)
 		rows = append(rows, []string{">" + figure(t.Rate) + "/s", ">" + searchValue(r, t), held})
@@ -394,6 +394,17 @@ func (b *block) search(r *Run) {
 	} else {
 		b.line("", "%s held at no rate that was tried", printable(condition, maxConditionBytes))
 	}
+}
+
+// trialWord says how a trial ended, and why when its value alone does not tell.
+func trialWord(t Trial, broken string) string {
+	switch {
+	case t.Pass:
+		return "held"
+	case t.Kept > 0:
+		return fmt.Sprintf("%s: %.3g%% of what was due was acknowledged", broken, 100*t.Kept)
+	}
+	return broken
 }
 
 func searchValue(r *Run, t Trial) string {
