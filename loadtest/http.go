@@ -144,8 +144,13 @@ func (h *httpSession) feed(in []byte, now int64) {
 		h.in = append(h.in, in...)
 		end := bytes.Index(h.in, []byte("\r\n\r\n"))
 		if end < 0 {
-			if len(h.in) > maxResponse {
+			const version = "HTTP/1."
+			switch {
+			case len(h.in) > maxResponse:
 				h.lost("response head too long", now)
+			case len(h.in) >= len(version) && !bytes.HasPrefix(h.in, []byte(version)):
+				line, _, _ := bytes.Cut(h.in, []byte("\r\n")) // an SMTP server's greeting, say: no empty line will ever follow
+				h.lost("not a response: "+string(line[:min(len(line), 60)]), now)
 			}
 			return
 		}

@@ -98,6 +98,14 @@ func TestAConnectionIsUsedForTheNextRequestUnlessItCloses(t *testing.T) {
 	}
 }
 
+func TestAServerOfAnotherProtocolIsNotWaitedFor(t *testing.T) {
+	s := post(t, 1)
+	s.feed("220 mx.test ESMTP\r\n500 what?\r\n", 1)
+	if w := s.wire(); s.notes() != "?" || w.wish != wantClose || w.ended {
+		t.Errorf("waits for an empty line: %s", s.notes())
+	}
+}
+
 func TestAnEarlyResponseIsNoAcknowledgement(t *testing.T) {
 	for response, want := range map[string]string{
 		"HTTP/1.1 413 Too large\r\nContent-Length: 0\r\n\r\n": "R 0 0 1 0", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n": "R 0 0 0 1",
