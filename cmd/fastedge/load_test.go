@@ -104,6 +104,7 @@ func TestLoadUsageErrorsExitWith2(t *testing.T) {
 		"127.0.0.1:1 --threshold nonsense":           "--threshold",
 		"127.0.0.1:1 --find-max nonsense<3":          "--find-max",
 		"127.0.0.1:1 --find-max errors==0 --hold 1s": "neither hold nor sessions-only",
+		"127.0.0.1:1 --find-max errors==0 --rate 5":  "neither rate nor ramp",
 		"127.0.0.1:1 --verify mbox:x":                "--verify",
 		"127.0.0.1:1 --auth secretword":              "--auth is USER:PASSWORD or @FILE",
 		"127.0.0.1:1 --auth @/none":                  "--auth: open /none",
@@ -172,7 +173,9 @@ func TestLoadWritesWhatItWasAskedForAndReportsRenderIt(t *testing.T) {
 	want(t, 0, "acked 10", "", "loadtest", "run", addr, "-n", "10", "--connections", "1", "-o", other)
 	want(t, 1, "", "", "loadtest", "compare", names[0], other)
 	want(t, 0, "", "", "loadtest", "compare", "--force", names[0], other)
-	want(t, 1, "acked 10", "no such file", "loadtest", "run", addr, "-n", "10", "--connections", "1", "-o", file("no/where.json"))
+	want(t, 1, "acked 10", "is a directory", "loadtest", "run", addr, "-n", "10", "--connections", "1", "-o", file("."))
+	want(t, 1, "", "no such file", "loadtest", "run", addr, "-d", "1h", "-o", file("no/where.json")) // not after an hour
+	want(t, 1, "", "--verify: stat", "loadtest", "run", addr, "-d", "1h", "--verify", "spool:"+file("none"))
 }
 
 func btoi(b bool) int {

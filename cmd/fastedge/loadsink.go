@@ -89,7 +89,11 @@ func (c *loadtestSinkCmd) Run(a *app) error {
 	defer cancel()
 	ctx, stop := context.WithTimeout(ctx, c.Duration)
 	defer stop()
-	fmt.Fprintf(a.stderr, "sink: listening on %v; ask for receipts with --verify sink://%v\n", s.Addr(), s.Addr())
+	address := s.Addr().String()
+	if s.Addr().Network() == "unix" {
+		address = "unix:" + address
+	}
+	fmt.Fprintf(a.stderr, "sink: listening on %s; ask for receipts with --verify sink://%s\n", address, address)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(ctx) }()
 	tick := time.NewTicker(time.Second)

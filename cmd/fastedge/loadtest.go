@@ -160,6 +160,9 @@ func (c *loadtestRunCmd) Run(a *app) error {
 			return usageError{fmt.Errorf("--find-max %w", err)}
 		}
 	}
+	if err := c.checkPaths(); err != nil {
+		return err
+	}
 	verifier, err := loadtest.NewVerifier(c.Verify)
 	if err != nil {
 		return usageError{fmt.Errorf("--verify: %w", err)}
@@ -189,6 +192,9 @@ func (c *loadtestRunCmd) Run(a *app) error {
 	if wrong := (*loadtest.OptionsError)(nil); errors.As(err, &wrong) {
 		return usageError{err}
 	}
+	if errors.Is(err, context.Canceled) {
+		return errors.New("interrupted before there was anything to report")
+	}
 	if err != nil {
 		return err
 	}
@@ -204,6 +210,21 @@ func (c *loadtestRunCmd) Run(a *app) error {
 	}
 	if !run.Pass() {
 		return errReported
+	}
+	return nil
+}
+
+// checkPaths finds the directories that do not exist: at the end of a long run is too late.
+func (c *loadtestRunCmd) checkPaths() error {
+	if dir, ok := strings.CutPrefix(c.Verify, "spool:"); ok {
+		if _, err := os.Stat(dir); err != nil {
+			return fmt.Errorf("--verify: %w", err)
+		}
+	}
+	for _, name := range []string{c.Out, c.HTML, c.CSV, c.Bench} {
+		if _, err := os.Stat(filepath.Dir(name)); name != "" && err != nil {
+			return err
+		}
 	}
 	return nil
 }
