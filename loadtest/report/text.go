@@ -491,7 +491,10 @@ func (b *block) verdict(r *Run) {
 		result = b.style.paint(red+bold, result)
 	}
 	if r.Verdict == nil {
-		b.line("verified", "nothing: without --verify nobody knows whether what was acknowledged arrived   %s", result)
+		b.line("verified", "nothing: without --verify nobody knows whether what was acknowledged arrived")
+		if result != "" {
+			b.line("result", "%s   by the thresholds alone", result)
+		}
 		return
 	}
 	b.line("verified", "%s   %s", verdictLine(r.Verdict), result)
