@@ -10,7 +10,7 @@ import (
 // Where doubt begins.
 const (
 	busyGenerator = 0.8              // of the cores that its workers can use
-	lateTimers    = time.Millisecond // 99th percentile
+	lateTimers    = time.Millisecond // 99th percentile, when it is a quarter of the ack's too
 	shortRun      = 10 * time.Second
 	fewSamples    = 1000 // 10 beyond the 99th percentile
 )
@@ -24,7 +24,8 @@ func (r *runner) doubt() {
 			r.warn("generator-cpu", "the generator used %.0f %% of its %d core(s), so it may have set the pace: more --workers, or compare CPU for each message instead of rates", busy*100, r.Workers)
 		}
 	}
-	if lag := fromMs(rec.Generator.LagP99Ms); lag > lateTimers && r.Hold == 0 {
+	ack99 := fromMs(r.histogram(phaseAck, good).Ms(99))
+	if lag := fromMs(rec.Generator.LagP99Ms); lag > lateTimers && lag > ack99/4 && r.Hold == 0 {
 		r.warn("generator-lag", "the generator's timers fired %.1f ms late (p99): latencies below a few milliseconds include its own delay", ms(lag))
 	}
 	if rec.Ended == "interrupted" {

@@ -337,3 +337,13 @@ func TestLoadFollowsMailThroughARelayToItsSink(t *testing.T) {
 		t.Errorf("%+v %+v\n%s", v, r.Totals, out)
 	}
 }
+
+// A target that refuses everything does not make a success, also where nobody asked for a proof.
+func TestALoadOfWhichNothingIsAcknowledgedExitsWith1(t *testing.T) {
+	addr := loadSink(t, sink.Options{Shares: sink.Shares{HardData: 1}})
+	r, _ := loadRun(t, exitFailure, "-n", "20", "--connections", "2", addr)
+	if r.Totals.Refused != 20 || r.Totals.Acknowledged != 0 {
+		t.Errorf("%+v", r.Totals)
+	}
+	loadRun(t, exitOK, "-n", "20", "--connections", "2", "--sessions-only", addr)
+}

@@ -211,6 +211,9 @@ func (c *loadtestRunCmd) Run(a *app) error {
 	if !run.Pass() {
 		return errReported
 	}
+	if c.Hold == 0 && !c.SessionsOnly && run.Totals.Acknowledged == 0 {
+		return errors.New("nothing was acknowledged")
+	}
 	return nil
 }
 
