@@ -72,21 +72,6 @@ func TestExamplesForTheEye(t *testing.T) {
 	}
 }
 
-// strictXML parses an image, and wants one root.
-func strictXML(t testing.TB, image []byte) {
-	t.Helper()
-	d := xml.NewDecoder(bytes.NewReader(image))
-	for {
-		_, err := d.Token()
-		if err == io.EOF {
-			return
-		}
-		if err != nil {
-			t.Fatalf("not XML: %v\n%s", err, image)
-		}
-	}
-}
-
 // wellFormed parses the page as XML after what HTML writes otherwise: void elements, and attributes without a value.
 func wellFormed(t testing.TB, page []byte) {
 	t.Helper()

@@ -25,13 +25,6 @@ func (c *canvas) open(id, class, title, description string) {
 	fmt.Fprintf(c, `<title id="%s-t">%s</title><desc id="%s-d">%s</desc>`, id, html.EscapeString(title), id, html.EscapeString(description))
 }
 
-// openAlone starts an image that is a file of its own, which has a size.
-func (c *canvas) openAlone(title, description string) {
-	fmt.Fprintf(c, `<svg xmlns="http://www.w3.org/2000/svg" width="%[1]s" height="%[2]s" viewBox="0 0 %[1]s %[2]s" role="img" aria-labelledby="t d">`,
-		px(c.width), px(c.height))
-	fmt.Fprintf(c, `<title id="t">%s</title><desc id="d">%s</desc>`, html.EscapeString(title), html.EscapeString(description))
-}
-
 func (c *canvas) close() { c.WriteString("</svg>") }
 
 func (c *canvas) text(class, anchor string, x, y float64, s string) {
