@@ -24,7 +24,7 @@ func TestLoadtestJudgesAPostfixThatRelaysToTheSink(t *testing.T) {
 	}
 	daemons, err := exec.Command("/usr/sbin/postconf", "-h", "daemon_directory").Output()
 	if err != nil {
-		t.Skip("there is no Postfix: ", err)
+		t.Fatal("there is no Postfix: ", err)
 	}
 	mx, sink := freePort(t), freePort(t)
 	conf := startPostfix(t, strings.TrimSpace(string(daemons)), mx, sink)
@@ -55,7 +55,7 @@ func startPostfix(t *testing.T, daemons, mx, sink string) string {
 	id := func(name string) int {
 		u, err := user.Lookup(name)
 		if err != nil {
-			t.Skip(err)
+			t.Fatal(err)
 		}
 		n, _ := strconv.Atoi(u.Uid)
 		return n
@@ -63,7 +63,7 @@ func startPostfix(t *testing.T, daemons, mx, sink string) string {
 	group := func(name string) int {
 		g, err := user.LookupGroup(name)
 		if err != nil {
-			t.Skip(err)
+			t.Fatal(err)
 		}
 		n, _ := strconv.Atoi(g.Gid)
 		return n
