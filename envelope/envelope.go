@@ -8,6 +8,7 @@ package envelope
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/fastedge/fastedge/pool"
@@ -59,6 +60,7 @@ type Client struct {
 	Protocol string         // RFC 3848 word: SMTP, ESMTP, LMTP, ...
 	Listener string         // name of the listener
 	Session  ID             // session id, as in the logs
+	User     []byte         // authorization identity after AUTH (RFC 4954), empty without
 }
 
 // Envelope is one message on its way into a queue.
@@ -72,7 +74,7 @@ type Envelope struct {
 	Recipients  []Recipient
 	Client      Client
 	Arrived     time.Time
-	Trace       []byte     // our Received field, CRLF included; it stands before Data when the message is handed on
+	Trace       []byte     // our header fields, Received the last, CRLF included; they stand before Data when the message is handed on
 	Data        pool.Chain // message data as sent, dot-stuffing removed
 
 	arena []byte
@@ -99,6 +101,33 @@ func (e *Envelope) KeepString(p string) []byte {
 	start := len(e.arena)
 	e.arena = append(e.arena, p...)
 	return e.arena[start:len(e.arena):len(e.arena)]
+}
+
+// RemoveRecipient takes the last recipient away again, and the memory that AddRecipient took for it when nothing was kept since.
+func (e *Envelope) RemoveRecipient() {
+	last := len(e.Recipients) - 1
+	r := e.Recipients[last]
+	kept := len(r.Path) + len(r.ORcpt)
+	e.Recipients[last] = Recipient{}
+	e.Recipients = e.Recipients[:last]
+	if at := len(e.arena) - kept; kept > 0 && at >= 0 && len(r.Path) > 0 && &e.arena[at] == &r.Path[0] {
+		e.arena = e.arena[:at]
+	}
+}
+
+// CloneHead gives a copy of everything but the data, on memory of its own and on no List.
+func (e *Envelope) CloneHead() *Envelope {
+	c := *e
+	c.Data, c.arena, c.home = pool.Chain{}, nil, nil
+	c.ReversePath, c.EnvID = slices.Clone(e.ReversePath), slices.Clone(e.EnvID)
+	c.Client.Helo, c.Client.User = slices.Clone(e.Client.Helo), slices.Clone(e.Client.User)
+	c.Trace = slices.Clone(e.Trace)
+	c.Recipients = slices.Clone(e.Recipients)
+	for i := range c.Recipients {
+		r := &c.Recipients[i]
+		r.Path, r.ORcpt = slices.Clone(r.Path), slices.Clone(r.ORcpt)
+	}
+	return &c
 }
 
 // Size is the length of the message as handed on: trace field and data.

@@ -2,6 +2,7 @@ package smtpcodec
 
 import (
 	"net/netip"
+	"slices"
 	"unicode/utf8"
 )
 
@@ -16,6 +17,18 @@ type Path struct {
 	Mailbox []byte // as sent, between the angle brackets, source route removed; empty for <>
 	Local   []byte // local part as sent, quotes included
 	Domain  []byte // domain or address literal with its brackets; empty for <> and <postmaster>
+}
+
+// Clone gives a path that borrows nothing.
+func (p Path) Clone() Path {
+	whole := slices.Clone(p.Mailbox)
+	if len(p.Local) > 0 || len(p.Domain) > 0 {
+		// Mailbox is Local, "@" and Domain, or Local alone.
+		p.Local = whole[:len(p.Local):len(p.Local)]
+		p.Domain = whole[len(whole)-len(p.Domain):]
+	}
+	p.Mailbox = whole
+	return p
 }
 
 // class sorts bytes for the grammars of RFC 5321 §4.1.2.
