@@ -191,7 +191,9 @@ type Pending struct {
 
 // Done answers: reply as in Event.Reply (code 0: success), fields as in Event.Fields. Only the first answer counts; true says that it was
 // this one. Any goroutine; it does not block.
-func (p *Pending) Done(reply smtpcodec.Reply, fields []byte) bool { return p.decide(reply, fields, nil) }
+func (p *Pending) Done(reply smtpcodec.Reply, fields []byte) bool {
+	return p.decide(reply, fields, nil)
+}
 
 // Fail answers that the validator could not decide: 451 4.3.0. Like Done otherwise.
 func (p *Pending) Fail(err error) bool {
