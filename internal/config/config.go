@@ -28,7 +28,11 @@ type Config struct {
 	Listen   []Listener `toml:"listen"`
 	TLS      TLS        `toml:"tls"`
 	Auth     Auth       `toml:"auth"`
+	Clients  Clients    `toml:"clients"`
 	Domains  Domains    `toml:"domains"`
+	Rule     []Rule     `toml:"rule"`
+	Hook     []Hook     `toml:"hook"`
+	Milter   []Milter   `toml:"milter"`
 	SMTP     SMTP       `toml:"smtp"`
 	Limits   Limits     `toml:"limits"`
 	Timeouts Timeouts   `toml:"timeouts"`
@@ -45,14 +49,15 @@ type Config struct {
 
 // Listener is one [[listen]] table.
 type Listener struct {
-	Name              string         `toml:"name"`
-	Address           Address        `toml:"address"`
-	Protocol          string         `toml:"protocol"`
-	TLS               string         `toml:"tls"`
-	ProxyProtocolFrom []netip.Prefix `toml:"proxy_protocol_from"`
-	RelayFrom         []netip.Prefix `toml:"relay_from"`
-	Auth              []string       `toml:"auth"`
-	AuthRequired      bool           `toml:"auth_required"`
+	Name               string         `toml:"name"`
+	Address            Address        `toml:"address"`
+	Protocol           string         `toml:"protocol"`
+	TLS                string         `toml:"tls"`
+	ClientCertificates string         `toml:"client_certificates"`
+	ProxyProtocolFrom  []netip.Prefix `toml:"proxy_protocol_from"`
+	RelayFrom          []netip.Prefix `toml:"relay_from"`
+	Auth               []string       `toml:"auth"`
+	AuthRequired       bool           `toml:"auth_required"`
 }
 
 // TLS is [tls].
@@ -61,6 +66,7 @@ type TLS struct {
 	MinVersion     string        `toml:"min_version"`
 	SessionTickets bool          `toml:"session_tickets"`
 	ReloadEvery    time.Duration `toml:"reload_every"`
+	ClientCA       string        `toml:"client_ca"`
 }
 
 // Certificate is one pair of PEM files.
@@ -71,36 +77,87 @@ type Certificate struct {
 
 // Auth is [auth].
 type Auth struct {
-	Users string `toml:"users"`
+	Users   string        `toml:"users"`
+	HTTP    string        `toml:"http"`
+	Dovecot string        `toml:"dovecot"`
+	Timeout time.Duration `toml:"timeout"`
+	CRAMMD5 bool          `toml:"cram_md5"`
+}
+
+// Clients is [clients].
+type Clients struct {
+	Allow []netip.Prefix `toml:"allow"`
+	Deny  []netip.Prefix `toml:"deny"`
 }
 
 // Domains is [domains].
 type Domains struct {
 	Accept     []string `toml:"accept"`
 	Recipients string   `toml:"recipients"`
+	Subaddress string   `toml:"subaddress"`
+}
+
+// Rule is one [[rule]] table. Exactly one of Reply and Accept is set.
+type Rule struct {
+	Name   string `toml:"name"` // never empty after Load: "rule1" and so on
+	At     string `toml:"at"`
+	When   string `toml:"when"`
+	Reply  string `toml:"reply"`
+	Accept bool   `toml:"accept"`
+	Mode   string `toml:"mode"`
+}
+
+// Hook is one [[hook]] table.
+type Hook struct {
+	Name    string        `toml:"name"` // never empty after Load: "hook1" and so on
+	At      []string      `toml:"at"`
+	URL     string        `toml:"url"`
+	Timeout time.Duration `toml:"timeout"`
+	Cache   time.Duration `toml:"cache"` // 0: answers are not kept
+	OnError string        `toml:"on_error"`
+}
+
+// Milter is one [[milter]] table.
+type Milter struct {
+	Name    string        `toml:"name"` // never empty after Load: "milter1" and so on
+	Address Endpoint      `toml:"address"`
+	Timeout time.Duration `toml:"timeout"`
+	OnError string        `toml:"on_error"`
 }
 
 // SMTP is [smtp].
 type SMTP struct {
-	LineEndings string   `toml:"line_endings"`
-	Hide        []string `toml:"hide"`
+	LineEndings  string        `toml:"line_endings"`
+	Hide         []string      `toml:"hide"`
+	GreetDelay   time.Duration `toml:"greet_delay"`
+	EarlyTalkers string        `toml:"early_talkers"`
 }
 
 // Limits is [limits].
 type Limits struct {
-	Connections      int  `toml:"connections"`
-	ConnectionsPerIP int  `toml:"connections_per_ip"`
-	MessageSize      Size `toml:"message_size"`
-	Recipients       int  `toml:"recipients"`
-	Errors           int  `toml:"errors"`
-	Memory           Size `toml:"memory"`
+	Connections          int  `toml:"connections"`
+	ConnectionsPerIP     int  `toml:"connections_per_ip"`
+	ConnectionsPerPrefix int  `toml:"connections_per_prefix"`
+	ConnectionRate       int  `toml:"connection_rate"` // a minute
+	MessageRate          int  `toml:"message_rate"`    // a minute
+	MessageSize          Size `toml:"message_size"`
+	Recipients           int  `toml:"recipients"`
+	Errors               int  `toml:"errors"`
+	JunkCommands         int  `toml:"junk_commands"`
+	AuthFailures         int  `toml:"auth_failures"`
+	Handshakes           int  `toml:"handshakes"`
+	DataRate             Size `toml:"data_rate"` // a second
+	Memory               Size `toml:"memory"`
 }
 
 // Timeouts is [timeouts].
 type Timeouts struct {
-	Command time.Duration `toml:"command"`
-	Data    time.Duration `toml:"data"`
-	Drain   time.Duration `toml:"drain"`
+	Command     time.Duration `toml:"command"`
+	Data        time.Duration `toml:"data"`
+	Handshake   time.Duration `toml:"handshake"`
+	ProxyHeader time.Duration `toml:"proxy_header"`
+	Policy      time.Duration `toml:"policy"`
+	Drain       time.Duration `toml:"drain"`
 }
 
 // SPF is [spf]. On has one entry per result that is not left to its default action.
@@ -174,7 +231,21 @@ var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustPa
 
 // defaultListener is what a [[listen]] table starts from.
 func defaultListener() Listener {
-	return Listener{Protocol: "smtp", TLS: "off", RelayFrom: slices.Clone(loopback)}
+	return Listener{Protocol: "smtp", TLS: "off", ClientCertificates: "off", RelayFrom: slices.Clone(loopback)}
+}
+
+// setDefaults fills an element of an array of tables with what it starts from.
+func setDefaults(element any) {
+	switch e := element.(type) {
+	case *Listener:
+		*e = defaultListener()
+	case *Rule:
+		*e = Rule{Mode: "enforce"}
+	case *Hook:
+		*e = Hook{Timeout: 5 * time.Second, OnError: "defer"}
+	case *Milter:
+		*e = Milter{Timeout: 30 * time.Second, OnError: "defer"}
+	}
 }
 
 // Default is the configuration without a file: SMTP for this machine alone, any recipient, and the mail is held in ./fastedge-data.
@@ -193,15 +264,28 @@ func defaults(stateDirectory string) Config {
 		StateDir: stateDir,
 		Listen:   []Listener{smtp},
 		TLS:      TLS{MinVersion: "1.2", ReloadEvery: 30 * time.Second},
-		SMTP:     SMTP{LineEndings: "strict"},
+		Auth:     Auth{Timeout: 10 * time.Second},
+		Domains:  Domains{Subaddress: "+"},
+		SMTP:     SMTP{LineEndings: "strict", EarlyTalkers: "count"},
 		Limits: Limits{
-			Connections: 20000,
-			MessageSize: 25 << 20,
-			Recipients:  1000,
-			Errors:      20,
-			Memory:      512 << 20,
+			Connections:  20000,
+			MessageSize:  25 << 20,
+			Recipients:   1000,
+			Errors:       20,
+			JunkCommands: 100,
+			AuthFailures: 3,
+			Handshakes:   4096,
+			DataRate:     64,
+			Memory:       512 << 20,
 		},
-		Timeouts: Timeouts{Command: 5 * time.Minute, Data: 10 * time.Minute, Drain: time.Minute},
+		Timeouts: Timeouts{
+			Command:     5 * time.Minute,
+			Data:        10 * time.Minute,
+			Handshake:   30 * time.Second,
+			ProxyHeader: 5 * time.Second,
+			Policy:      30 * time.Second,
+			Drain:       time.Minute,
+		},
 		// mode becomes "observe" with the issue that builds SPF.
 		SPF: SPF{Mode: "off", Identity: "mail", EnforceAt: "mail", Timeout: 10 * time.Second, VoidLookups: 2},
 		DNS: DNS{Timeout: 5 * time.Second, CacheBytes: 64 << 20, MaxInflight: 4096},
@@ -231,8 +315,8 @@ func machineName() string {
 	return name
 }
 
-// Changed names the keys whose values differ between two configurations, in the order of the file. A [[listen]] that differs is
-// named as a whole.
+// Changed names the keys whose values differ between two configurations, in the order of the file. An element of an array of tables that
+// differs is named as a whole.
 func Changed(a, b *Config) []string {
 	var keys []string
 	var walk func(path string, a, b reflect.Value)

@@ -108,7 +108,18 @@ func TestDefaultFileNamesEveryKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	forEachKey(reflect.TypeFor[Config](), "", func(key string, typ reflect.Type) {
-		if key == "listen" || typ.Kind() == reflect.Map {
+		if typ.Kind() == reflect.Map {
+			return
+		}
+		if isTables(typ) {
+			if !strings.Contains(text.String(), "[["+key+"]]\n") {
+				t.Errorf("[[%s]] is missing", key)
+			}
+			for _, f := range fieldsOf(typ.Elem()) {
+				if !strings.Contains(text.String(), "\n"+f.name+" = ") && !strings.Contains(text.String(), "\n# "+f.name+" = ") {
+					t.Errorf("%s[].%s is missing", key, f.name)
+				}
+			}
 			return
 		}
 		name := key[strings.LastIndexByte(key, '.')+1:]
@@ -190,11 +201,17 @@ func TestEnvironmentSetsEveryKindOfKey(t *testing.T) {
 		"FASTEDGE_RELAY_RETRY=10s,1m",
 		"FASTEDGE_DOMAINS_ACCEPT=",
 		"FASTEDGE_ADMIN_HTTP=",
+		"FASTEDGE_CLIENTS_DENY=192.0.2.0/24, 2001:db8::/32",
+		"FASTEDGE_TLS_SESSION_TICKETS=true",
+		"FASTEDGE_LIMITS_DATA_RATE=1kB",
+		"FASTEDGE_SMTP_GREET_DELAY=2s",
+		"FASTEDGE_DOMAINS_SUBADDRESS=",
 	})
 	hops := []NextHop{{Network: "tcp", Addr: "10.0.0.1:25"}, {LMTP: true, Network: "unix", Addr: "/run/lmtp"}}
 	if c.Hostname != "mx.example.net" || c.Limits.MessageSize != 1<<20 || c.Limits.Connections != 7 || c.Timeouts.Drain != 0 ||
 		!slices.Equal(c.Relay.NextHop, hops) || !slices.Equal(c.Relay.Retry, []time.Duration{10 * time.Second, time.Minute}) ||
-		len(c.Domains.Accept) != 0 || c.Admin.HTTP.Network != "" {
+		len(c.Domains.Accept) != 0 || c.Admin.HTTP.Network != "" || len(c.Clients.Deny) != 2 || !c.TLS.SessionTickets ||
+		c.Limits.DataRate != 1000 || c.SMTP.GreetDelay != 2*time.Second || c.Domains.Subaddress != "" {
 		t.Errorf("got %+v", c)
 	}
 }
@@ -209,7 +226,8 @@ func TestBadVariablesAreNamed(t *testing.T) {
 		{"FASTEDGE_LISTEN=:25", "FASTEDGE_LISTEN: listen is a table and can only be set in a file"},
 		{"FASTEDGE_SPF_ON=1", "FASTEDGE_SPF_ON: spf.on is a table and can only be set in a file"},
 		{"FASTEDGE_TLS_SESSION_TICKETS=yes", `FASTEDGE_TLS_SESSION_TICKETS: "yes" is neither true nor false`},
-		{"FASTEDGE_TLS_SESSION_TICKETS=true", "FASTEDGE_TLS_SESSION_TICKETS: not built yet"},
+		{"FASTEDGE_DNS_SERVERS=127.0.0.1:53", "FASTEDGE_DNS_SERVERS: not built yet"},
+		{"FASTEDGE_RULE=x", "FASTEDGE_RULE: rule is a table and can only be set in a file"},
 		{"FASTEDGE_QUEUE_JETSTREAM_URL=nats://x", "FASTEDGE_QUEUE_JETSTREAM_URL: not built yet"},
 		{"FASTEDGE_QUEUE_ENGINE=jetstream", `FASTEDGE_QUEUE_ENGINE: "jetstream": not built yet`},
 		{"FASTEDGE_LIMITS_MEMORY=1MiB", "FASTEDGE_LIMITS_MEMORY: 1MiB is less than limits.message_size (25MiB): no message of that size could be taken"},

@@ -37,53 +37,107 @@ var keys = map[string]rule{
 	"state_dir": {check: notEmpty,
 		doc: "Where the spool and the admin socket live. Default: $STATE_DIRECTORY, or ./fastedge-data."},
 
-	"listen":                 {doc: "One table for each address. A file with any [[listen]] replaces the default one."},
-	"listen[].name":          {doc: "For logs, metrics and Received fields. Default: the protocol.", check: checkName},
-	"listen[].address":       {doc: `"127.0.0.1:2525", ":25" for all addresses, "[::1]:25", or "unix:/path".`},
-	"listen[].protocol":      {words: words("smtp lmtp http"), later: words("http"), doc: "smtp | lmtp | http"},
-	"listen[].tls":           {words: words("off opportunistic required implicit"), later: words("opportunistic required implicit"), doc: "off | opportunistic | required | implicit"},
-	"listen[].relay_from":    {doc: "Networks that may send to any domain. Unix sockets always may."},
-	"listen[].auth_required": {unbuilt: true, doc: "Refuse MAIL before AUTH."},
-	"listen[].auth": {unbuilt: true, words: words("SCRAM-SHA-256 PLAIN LOGIN"),
-		doc: `SASL mechanisms to offer, like ["SCRAM-SHA-256", "PLAIN"].`},
-	"listen[].proxy_protocol_from": {unbuilt: true,
+	"listen":            {doc: "One table for each address. A file with any [[listen]] replaces the default one."},
+	"listen[].name":     {doc: "For logs, metrics and Received fields. Default: the protocol.", check: checkName},
+	"listen[].address":  {doc: `"127.0.0.1:2525", ":25" for all addresses, "[::1]:25", or "unix:/path".`},
+	"listen[].protocol": {words: words("smtp lmtp http"), later: words("http"), doc: "smtp | lmtp | http"},
+	"listen[].tls": {words: words("off opportunistic required implicit"),
+		doc: "off | opportunistic | required | implicit. opportunistic offers STARTTLS, required refuses MAIL without it, implicit begins with TLS (port 465)."},
+	"listen[].client_certificates": {words: words("off request require"),
+		doc: "off | request | require. request asks for a certificate and takes whatever comes; require ends the handshake without one."},
+	"listen[].proxy_protocol_from": {
 		doc: "These peers must speak the PROXY protocol, version 1 or 2; nobody else may."},
+	"listen[].relay_from": {doc: "Networks that may send to any domain. Unix sockets always may."},
+	"listen[].auth": {words: words(mechanisms),
+		doc: `SASL mechanisms to offer, like ["SCRAM-SHA-256", "PLAIN"]; over TLS only, except to this machine.`},
+	"listen[].auth_required": {doc: "Refuse MAIL before AUTH with 530."},
 
-	"tls":                     {doc: "Certificates and versions for STARTTLS and implicit TLS."},
-	"tls.certificates":        {unbuilt: true, doc: `[{ cert = "chain.pem", key = "key.pem" }]`},
+	"tls": {doc: "Certificates and versions for STARTTLS and implicit TLS."},
+	"tls.certificates": {
+		doc: `[{ cert = "chain.pem", key = "key.pem" }], chosen by the name that the client asks for; the first is for all other names.`},
 	"tls.certificates[].cert": {check: notEmpty, doc: "PEM file with the certificate chain."},
 	"tls.certificates[].key":  {check: notEmpty, doc: "PEM file with the private key."},
-	"tls.min_version":         {unbuilt: true, words: words("1.2 1.3"), doc: "1.2 | 1.3"},
-	"tls.session_tickets":     {unbuilt: true, doc: "Whether clients may resume TLS sessions."},
-	"tls.reload_every": {unbuilt: true, min: second, max: 24 * hour,
-		doc: "How often the files are looked at. A bad new certificate is logged and the old one kept."},
+	"tls.min_version":         {words: words("1.2 1.3"), doc: "1.2 | 1.3"},
+	"tls.session_tickets":     {doc: "Whether clients may resume TLS sessions."},
+	"tls.reload_every": {min: second, max: 24 * hour,
+		doc: "How often the files are looked at, those of auth.users and domains.recipients too. What is bad in a new file is logged and the old one kept."},
+	"tls.client_ca": {doc: `PEM file with the authorities that vouch for client certificates; "" for those of the system.`},
 
-	"auth":       {doc: "Who may log in."},
-	"auth.users": {unbuilt: true, doc: "File written by `fastedge auth add`; never plain passwords."},
+	"auth":          {doc: "Who may log in."},
+	"auth.users":    {doc: "File written by `fastedge auth add`; never plain passwords."},
+	"auth.http":     {check: optional(checkURL), doc: "URL that is asked about passwords and tokens, with one POST each."},
+	"auth.dovecot":  {check: optional(checkSocket), doc: `Dovecot's socket for authentication clients, like "/run/dovecot/auth-client".`},
+	"auth.timeout":  {min: 10 * ms, max: hour, doc: "The longest that one step of a login may take; then it is 454."},
+	"auth.cram_md5": {doc: "Allow CRAM-MD5, which needs password equivalents on the server and is broken."},
+
+	"clients":       {doc: "Which addresses may connect. The longest network that an address is in decides."},
+	"clients.allow": {doc: "Networks that may, also within those of deny."},
+	"clients.deny":  {doc: "Networks that get 554 instead of a greeting."},
 
 	"domains": {doc: "Where mail may go."},
 	"domains.accept": {check: checkPattern,
 		doc: `Domains to accept mail for from anybody; "*.example.org" is every subdomain, but not example.org itself.`},
-	"domains.recipients": {unbuilt: true, doc: "File with the recipients that exist; others are refused at RCPT."},
+	"domains.recipients": {doc: "File with the recipients that exist; others are refused at RCPT with 550."},
+	"domains.subaddress": {check: checkDelimiters,
+		doc: `Characters that end the user's name in user+anything@domain; "" when there are no subaddresses.`},
+
+	"rule":        {doc: "Rules of your own, asked in the order of the file. The first that applies at a stage decides there."},
+	"rule[].name": {check: checkName, doc: "For logs and metrics. Default: rule1 and so on."},
+	"rule[].at":   {words: words(stages), doc: "connect | helo | tls | auth | mail | rcpt | data | message"},
+	"rule[].when": {check: notEmpty, doc: `An expression that is true or false, like 'sender_domain == "example.org" and not tls'.`},
+	"rule[].reply": {check: optional(checkReply),
+		doc: `The answer when it is true, like "550 5.7.1 Not from here". 2xx accepts with that text, 421 closes.`},
+	"rule[].accept": {doc: "Or: no further rule of this stage is asked."},
+	"rule[].mode":   {words: words("enforce observe"), doc: "enforce | observe. observe only counts and logs what would have been answered."},
+
+	"hook":           {doc: "HTTP services that are asked with a POST of what is known of the client and the transaction."},
+	"hook[].name":    {check: checkName, doc: "For logs and metrics. Default: hook1 and so on."},
+	"hook[].at":      {words: words(stages), doc: `Any of ["connect", "helo", "tls", "auth", "mail", "rcpt", "data", "message"].`},
+	"hook[].url":     {check: checkURL, doc: `Like "http://127.0.0.1:8080/policy".`},
+	"hook[].timeout": {min: 10 * ms, max: hour, doc: "For one question, the wait for a free connection included."},
+	"hook[].cache":   {max: 24 * hour, doc: "How long an answer counts for the same question; 0 is not at all."},
+	"hook[].on_error": {words: words("defer accept"),
+		doc: "defer | accept, when the service does not answer. defer is 451, and the client comes back."},
+
+	"milter":           {doc: "Filters that speak Sendmail's milter protocol, like rspamd. They see complete messages."},
+	"milter[].name":    {check: checkName, doc: "For logs and metrics. Default: milter1 and so on."},
+	"milter[].address": {doc: `"host:port" or "unix:/path".`},
+	"milter[].timeout": {min: 10 * ms, max: hour, doc: "For one message."},
+	"milter[].on_error": {words: words("defer accept"),
+		doc: "defer | accept, when the filter does not answer. defer is 451, and the client comes back."},
 
 	"smtp": {doc: "The dialogue."},
 	"smtp.line_endings": {words: words("strict normalize"),
 		doc: "strict refuses bare CR and bare LF; normalize turns a bare LF in message data into CRLF (never into an end of data)."},
-	"smtp.hide": {check: checkKeyword, doc: `EHLO keywords not to offer, like ["CHUNKING", "DSN"].`},
+	"smtp.hide":          {check: checkKeyword, doc: `EHLO keywords not to offer, like ["CHUNKING", "DSN"].`},
+	"smtp.greet_delay":   {max: 30 * second, doc: "How long the greeting waits, for clients that talk before it to give themselves away. 0 is not at all."},
+	"smtp.early_talkers": {words: words("count refuse"), doc: "count | refuse. What becomes of clients that talk before the greeting; refuse is 421."},
 
 	"limits":             {doc: "What clients may use. Each refusal names the limit."},
 	"limits.connections": {min: 1, max: 1_000_000, doc: "Open client connections; more get 421. The descriptor limit must allow for them."},
-	"limits.connections_per_ip": {unbuilt: true, max: 1_000_000,
-		doc: "The same for one client address. 0 is no limit."},
-	"limits.message_size": {min: kib, max: 2 * gib, doc: "The largest message; larger ones get 552."},
-	"limits.recipients":   {min: 1, max: 100_000, doc: "Recipients of one message; more get 452. RFC 5321 §4.5.3.1.8 wants at least 100."},
-	"limits.errors":       {min: 1, max: 1_000_000, doc: "Refused commands after which a session is closed with 421."},
-	"limits.memory":       {min: mib, max: tib, doc: "All message bytes that are not yet durable. When spent, clients get 452 and come back."},
+	"limits.connections_per_ip": {max: 1_000_000,
+		doc: "The same for one client address, or one /64 in IPv6. 0 is no limit."},
+	"limits.connections_per_prefix": {max: 1_000_000, doc: "The same for one /24, or one /56 in IPv6. 0 is no limit."},
+	"limits.connection_rate":        {max: 1_000_000, doc: "New connections a minute from one /24 or /56; more get 421. 0 is no limit."},
+	"limits.message_rate": {max: 1_000_000,
+		doc: "Messages a minute from one /24 or /56; more get 450. Clients that logged in or may relay are free. 0 is no limit."},
+	"limits.message_size":  {min: kib, max: 2 * gib, doc: "The largest message; larger ones get 552."},
+	"limits.recipients":    {min: 1, max: 100_000, doc: "Recipients of one message; more get 452. RFC 5321 §4.5.3.1.8 wants at least 100."},
+	"limits.errors":        {min: 1, max: 1_000_000, doc: "Refused commands after which a session is closed with 421."},
+	"limits.junk_commands": {min: 1, max: 1_000_000, doc: "NOOP, RSET, VRFY and the like between two messages, after which a session is closed with 421."},
+	"limits.auth_failures": {min: 1, max: 1000, doc: "Failed logins after which a session is closed with 421."},
+	"limits.handshakes":    {min: 1, max: 1_000_000, doc: "TLS handshakes at once; more STARTTLS get 454, and more implicit TLS is closed."},
+	"limits.data_rate": {max: gib,
+		doc: "Bytes a second that message data must come with at least, averaged over a minute; slower clients get 421. 0 is no limit."},
+	"limits.memory": {min: mib, max: tib, doc: "All message bytes that are not yet durable. When spent, clients get 452 and come back."},
 
-	"timeouts":         {doc: "How long clients may take. RFC 5321 §4.5.3.2 wants 5m for commands and for data at least."},
-	"timeouts.command": {min: 10 * ms, max: 24 * hour, doc: "One command, from the last reply to its end."},
-	"timeouts.data":    {min: 10 * ms, max: 24 * hour, doc: "The data of one message, from 354 to its end."},
-	"timeouts.drain":   {max: 24 * hour, doc: "How long TERM waits for open transactions."},
+	"timeouts":              {doc: "How long clients may take. RFC 5321 §4.5.3.2 wants 5m for commands and for data at least."},
+	"timeouts.command":      {min: 10 * ms, max: 24 * hour, doc: "One command, from the last reply to its end."},
+	"timeouts.data":         {min: 10 * ms, max: 24 * hour, doc: "The data of one message, from 354 to its end."},
+	"timeouts.handshake":    {min: 10 * ms, max: hour, doc: "A TLS handshake, from the reply to STARTTLS or the connection to its end."},
+	"timeouts.proxy_header": {min: 10 * ms, max: hour, doc: "The PROXY protocol's header, from the connection on."},
+	"timeouts.policy":       {min: 10 * ms, max: hour, doc: "The longest that rules, hooks and filters may take together about one command; then it is 451."},
+	"timeouts.drain":        {max: 24 * hour, doc: "How long TERM waits for open transactions."},
 
 	"spf":              {doc: "Sender Policy Framework, RFC 7208."},
 	"spf.mode":         {words: words("off observe enforce"), later: words("observe enforce"), doc: "off | observe | enforce"},
@@ -139,8 +193,24 @@ func notEmpty(s string) error {
 	return nil
 }
 
+// mechanisms and stages are the words of the packages that serve them, strongest and earliest first.
+const (
+	mechanisms = "SCRAM-SHA-256-PLUS SCRAM-SHA-256 EXTERNAL OAUTHBEARER XOAUTH2 PLAIN LOGIN CRAM-MD5"
+	stages     = "connect helo tls auth mail rcpt data message"
+)
+
+// optional makes a check that lets the empty text pass, for "none".
+func optional(check func(string) error) func(string) error {
+	return func(s string) error {
+		if s == "" {
+			return nil
+		}
+		return check(s)
+	}
+}
+
 // ehloKeywords are those that fastedge offers; RFC 1869 keywords do not mind case.
-var ehloKeywords = words("PIPELINING SIZE 8BITMIME BINARYMIME CHUNKING SMTPUTF8 ENHANCEDSTATUSCODES DSN LIMITS")
+var ehloKeywords = words("PIPELINING SIZE 8BITMIME BINARYMIME CHUNKING SMTPUTF8 ENHANCEDSTATUSCODES DSN LIMITS STARTTLS AUTH")
 
 func checkKeyword(s string) error {
 	if !slices.Contains(ehloKeywords, strings.ToUpper(s)) {

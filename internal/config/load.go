@@ -308,9 +308,7 @@ func (l *loader) convert(p place, in any, v reflect.Value) bool {
 				fine = false
 				continue
 			}
-			if listener, ok := element.Addr().Interface().(*Listener); ok {
-				*listener = defaultListener()
-			}
+			setDefaults(element.Addr().Interface())
 			l.table(p.element(i), table, element)
 		}
 		v.Set(list)
@@ -445,7 +443,7 @@ func (l *loader) environment(env []string) {
 	forEachKey(reflect.TypeFor[Config](), "", func(key string, _ reflect.Type) {
 		name := envName(key)
 		variables[name] = key
-		names = append(names, name)
+		names = append(names, strings.TrimPrefix(name, EnvPrefix)) // what all begin with would make strangers look alike
 	})
 	for _, entry := range slices.Sorted(slices.Values(env)) {
 		name, value, _ := strings.Cut(entry, "=")
@@ -455,8 +453,8 @@ func (l *loader) environment(env []string) {
 		key, ok := variables[name]
 		if !ok {
 			message := "no such variable"
-			if other := nearest(name, names); other != "" {
-				message += fmt.Sprintf(" (did you mean %s?)", other)
+			if other := nearest(strings.TrimPrefix(name, EnvPrefix), names); other != "" {
+				message += fmt.Sprintf(" (did you mean %s?)", EnvPrefix+other)
 			}
 			l.problems = append(l.problems, Problem{Source: name, Message: message})
 			continue

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -176,6 +177,136 @@ func (h *NextHop) UnmarshalText(text []byte) (err error) {
 
 // MarshalText is String.
 func (h NextHop) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
+
+// Endpoint is a service that fastedge connects to. Unlike an Address its host may be a name.
+type Endpoint struct {
+	Network string // "tcp" or "unix"; empty for one that is not set
+	Addr    string // "host:port", or the socket's path
+}
+
+// ParseEndpoint reads "host:port" or "unix:/path".
+func ParseEndpoint(s string) (Endpoint, error) {
+	if path, ok := strings.CutPrefix(s, "unix:"); ok {
+		a, err := parseUnix(path)
+		return Endpoint(a), err
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil || host == "" {
+		return Endpoint{}, fmt.Errorf(`%q is not an address: write "host:port" or "unix:/path"`, s)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return Endpoint{}, fmt.Errorf("%q: the port must be a number from 1 to 65535", s)
+	}
+	if _, err := netip.ParseAddr(host); err != nil {
+		if err := checkDomain(host, false); err != nil {
+			return Endpoint{}, err
+		}
+	}
+	return Endpoint{"tcp", s}, nil
+}
+
+func (e Endpoint) String() string { return Address(e).String() }
+
+// UnmarshalText is ParseEndpoint; an empty text is an endpoint that is not set.
+func (e *Endpoint) UnmarshalText(text []byte) (err error) {
+	*e = Endpoint{}
+	if len(text) > 0 {
+		*e, err = ParseEndpoint(string(text))
+	}
+	return err
+}
+
+// MarshalText is String.
+func (e Endpoint) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
+
+// checkURL takes the address of a service over HTTP.
+func checkURL(s string) error {
+	u, err := url.Parse(s)
+	switch {
+	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
+		return fmt.Errorf(`%q is not a URL of a service: write "http://host:port/path" or "https://host/path"`, s)
+	case u.Fragment != "":
+		return fmt.Errorf("%q: a service has no fragment (#)", s)
+	}
+	if port := u.Port(); port != "" {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return fmt.Errorf("%q: the port must be a number from 1 to 65535", s)
+		}
+	}
+	return nil
+}
+
+// checkSocket takes the path of a unix socket.
+func checkSocket(s string) error {
+	_, err := parseUnix(s)
+	return err
+}
+
+// checkDelimiters takes characters that separate a user's name from what he adds to it: those of RFC 5322 §3.2.3's atext that are
+// neither letter nor digit, and the dot.
+func checkDelimiters(s string) error {
+	for i, c := range s {
+		if !strings.ContainsRune("!#$%&'*+-/=?^_`{|}~.", c) {
+			return fmt.Errorf("%q can't separate a subaddress: only punctuation of unquoted local parts can", c)
+		}
+		if strings.ContainsRune(s[:i], c) {
+			return fmt.Errorf("%q stands there twice", c)
+		}
+	}
+	return nil
+}
+
+const replyHint = `write a reply code, an enhanced status code and a text, like "550 5.7.1 Not from here"`
+
+// maxReplyText keeps a reply within the 512 bytes of RFC 5321 §4.5.3.1.5, with room for code, enhanced status code and CRLF.
+const maxReplyText = 490
+
+// checkReply takes a reply of one line (RFC 5321 §4.2): a code that begins with 2, 4 or 5, perhaps an enhanced status code of the same class (RFC 3463
+// §2, RFC 2034 §4), and a text that can be printed.
+func checkReply(s string) error {
+	bad := func(why string) error { return fmt.Errorf("%q is not a reply: %s: %s", s, why, replyHint) }
+	code, rest, _ := strings.Cut(s, " ")
+	switch {
+	case len(code) != 3 || strings.Trim(code, "0123456789") != "":
+		return bad("it does not begin with three digits")
+	case code[0] != '2' && code[0] != '4' && code[0] != '5':
+		return bad("its code must begin with 2, 4 or 5")
+	case code[1] > '5':
+		return bad("its code must have 0 to 5 as its second digit")
+	}
+	text := rest
+	if enhanced, after, _ := strings.Cut(rest, " "); looksEnhanced(enhanced) {
+		class, detail, _ := strings.Cut(enhanced, ".")
+		subject, detail, _ := strings.Cut(detail, ".")
+		if class != code[:1] {
+			return bad(fmt.Sprintf("the class of %s must be %c as in %s", enhanced, code[0], code))
+		}
+		for _, part := range [...]string{subject, detail} {
+			if len(part) > 3 || len(part) > 1 && part[0] == '0' {
+				return bad(enhanced + " is not an enhanced status code")
+			}
+		}
+		text = after
+	}
+	switch {
+	case strings.TrimSpace(text) == "":
+		return bad("it has no text")
+	case len(text) > maxReplyText:
+		return fmt.Errorf("%.40q... is not a reply: its text has more than %d bytes", s, maxReplyText)
+	}
+	for _, c := range []byte(text) {
+		if c < ' ' || c > '~' {
+			return bad("its text must be printable ASCII")
+		}
+	}
+	return nil
+}
+
+// looksEnhanced says that a word is meant to be an enhanced status code: numbers with two dots between them.
+func looksEnhanced(word string) bool {
+	parts := strings.Split(word, ".")
+	return len(parts) == 3 && strings.Trim(word, "0123456789.") == "" && !slices.Contains(parts, "")
+}
 
 // parsePrefix reads "10.0.0.0/8", or a lone address as a network of one.
 func parsePrefix(s string) (netip.Prefix, error) {

@@ -33,6 +33,18 @@ func (c Config) writeDefault(w io.Writer) error {
 		out.comment(keys[rule].doc)
 		out.line(header)
 	}
+	out.example = func(key, rule string, element reflect.Type) {
+		out.line("")
+		out.line("")
+		out.comment(keys[rule].doc)
+		out.line("# [[" + key + "]]")
+		v := reflect.New(element)
+		setDefaults(v.Interface())
+		for _, f := range fieldsOf(element) {
+			out.comment("# " + keys[join(rule+"[]", f.name)].doc)
+			out.line("# " + f.name + " = " + tomlValue(v.Elem().Field(f.index)))
+		}
+	}
 	out.table("", "", reflect.ValueOf(c))
 	return out.w.Flush()
 }
@@ -78,6 +90,7 @@ type tomlWriter struct {
 	w       *bufio.Writer
 	keyLine func(key, rule, assignment string)
 	header  func(header, rule string)
+	example func(key, rule string, element reflect.Type) // for an array of tables that has none; may be nil
 }
 
 func (o *tomlWriter) line(s string) {
@@ -107,7 +120,7 @@ func (o *tomlWriter) table(path, rule string, v reflect.Value) {
 	fields := fieldsOf(v.Type())
 	for _, f := range fields {
 		fv := v.Field(f.index)
-		if isTable(fv.Type()) || fv.Kind() == reflect.Map || fv.Type() == reflect.TypeFor[[]Listener]() {
+		if isTable(fv.Type()) || fv.Kind() == reflect.Map || isTables(fv.Type()) {
 			continue
 		}
 		o.keyLine(join(path, f.name), join(rule, f.name), f.name+" = "+tomlValue(fv))
@@ -118,13 +131,21 @@ func (o *tomlWriter) table(path, rule string, v reflect.Value) {
 		case isTable(fv.Type()):
 			o.header("["+key+"]", fieldRule)
 			o.table(key, fieldRule, fv)
-		case fv.Type() == reflect.TypeFor[[]Listener]():
+		case isTables(fv.Type()):
+			if fv.Len() == 0 && o.example != nil {
+				o.example(key, fieldRule, fv.Type().Elem())
+			}
 			for i := range fv.Len() {
 				o.header("[["+key+"]]", fieldRule)
 				o.table(key+"["+strconv.Itoa(i)+"]", fieldRule+"[]", fv.Index(i))
 			}
 		}
 	}
+}
+
+// isTables says that a type is an array of tables with headers of their own, like [[listen]]. Certificates are written in one line.
+func isTables(t reflect.Type) bool {
+	return t.Kind() == reflect.Slice && isTable(t.Elem()) && t.Elem() != reflect.TypeFor[Certificate]()
 }
 
 // tomlValue is a value as a file has it.
