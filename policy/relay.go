@@ -4,7 +4,6 @@ package policy
 
 import (
 	"fmt"
-	"net/netip"
 	"strings"
 
 	"github.com/fastedge/fastedge/smtpcodec"
@@ -105,21 +104,4 @@ func lowerASCII(s string) string {
 		}
 		return r
 	}, s)
-}
-
-// Networks is a list of networks. It is short, so it is searched from its start.
-type Networks []netip.Prefix
-
-// Contains says that addr is in one of the networks. IPv4-mapped addresses count as IPv4, and zones are ignored.
-func (n Networks) Contains(addr netip.Addr) bool {
-	addr = addr.Unmap()
-	if addr.Zone() != "" {
-		addr = addr.WithZone("")
-	}
-	for _, prefix := range n {
-		if prefix.Contains(addr) {
-			return true
-		}
-	}
-	return false
 }

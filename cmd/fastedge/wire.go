@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -101,7 +100,7 @@ func newLoops(cfg *config.Config, log *slog.Logger, lines *logWriter, n int, w *
 			Name:     l.Name,
 			Network:  l.Address.Network,
 			Address:  l.Address.Addr,
-			MayRelay: func(a netip.Addr) bool { return policy.Networks(l.RelayFrom).Contains(a) },
+			MayRelay: policy.NewNetworks(l.RelayFrom).Contains,
 			Session: session.NewServer(session.Options{
 				Hostname:        cfg.Hostname,
 				Listener:        l.Name,
