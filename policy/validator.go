@@ -186,6 +186,7 @@ type Pending struct {
 	fields  []byte
 	err     error
 	wake    func(*Pending)
+	gone    func()
 	body    *pool.Chunk
 }
 
@@ -211,7 +212,7 @@ func (p *Pending) decide(reply smtpcodec.Reply, fields []byte, err error) bool {
 	}
 	p.decided, p.reply, p.fields, p.err, p.body = true, reply, fields, err, nil
 	wake := p.wake
-	p.wake = nil
+	p.wake, p.gone = nil, nil
 	p.mu.Unlock()
 	if wake != nil {
 		wake(p)
@@ -235,8 +236,22 @@ func (p *Pending) Arm(wake func(*Pending)) {
 // Cancel says that nobody waits any more: later answers are ignored, and the body ends. When it returns, nobody reads the body.
 func (p *Pending) Cancel() {
 	p.mu.Lock()
+	gone := p.gone
+	p.decided, p.wake, p.gone, p.body = true, nil, nil, nil
+	p.mu.Unlock()
+	if gone != nil {
+		gone()
+	}
+}
+
+// OnCancel says whom to tell that nobody waits any more: gone is called once by Cancel, never after an answer, and must not block. It is
+// for the validator.
+func (p *Pending) OnCancel(gone func()) {
+	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.decided, p.wake, p.body = true, nil, nil
+	if !p.decided {
+		p.gone = gone
+	}
 }
 
 // Decision is the answer. It is for the session, after it was woken.
