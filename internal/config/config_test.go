@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -245,6 +246,93 @@ func TestMissingFileIsAProblem(t *testing.T) {
 	}
 }
 
+// A problem that somebody else finds in a text points at the byte to blame, whatever form the text is written in.
+func TestProblemsWithinTextsPointAtTheByte(t *testing.T) {
+	for name, c := range map[string]struct{ file, blame, want string }{
+		"basic": {
+			"[[rule]]\nat = \"mail\"\nwhen = \"tls and nonsense\"\naccept = true\n", "nonsense",
+			"f.toml:3:17: rule[0].when: what is nonsense?\n    when = \"tls and nonsense\"\n                    ^"},
+		"basic with escapes": {
+			"[[rule]]\nat = \"mail\"\nwhen = \"helo == \\\"\\u00e4\\\" and nonsense\"\naccept = true\n", "nonsense",
+			"f.toml:3:32: rule[0].when: what is nonsense?\n    when = \"helo == \\\"\\u00e4\\\" and nonsense\"\n                                   ^"},
+		"literal": {
+			"[[rule]]\nat = \"mail\"\nwhen = 'helo == \"ä\" and nonsense'\naccept = true\n", "nonsense",
+			"f.toml:3:25: rule[0].when: what is nonsense?\n    when = 'helo == \"ä\" and nonsense'\n                            ^"},
+		"basic of several lines": {
+			"[[rule]]\nat = \"mail\"\nwhen = \"\"\"\ntls and \\\n\n   \\t nonsense\"\"\"\naccept = true\n", "nonsense",
+			"f.toml:6:7: rule[0].when: what is nonsense?\n       \\t nonsense\"\"\"\n          ^"},
+		"literal of several lines": {
+			"[[rule]]\nat = \"mail\"\nwhen = '''\ntls\n  and nonsense\n'''\naccept = true\n", "nonsense",
+			"f.toml:5:7: rule[0].when: what is nonsense?\n      and nonsense\n          ^"},
+		"lines that end with CRLF": {
+			"[[rule]]\r\nat = \"mail\"\r\nwhen = \"\"\"\r\ntls\r\n  and nonsense\"\"\"\r\naccept = true\r\n", "nonsense",
+			"f.toml:5:7: rule[0].when: what is nonsense?\n      and nonsense\"\"\"\n          ^"},
+		"quotes at both ends": {
+			"[[rule]]\nat = \"mail\"\nwhen = \"\"\"\"\" == nonsense or helo == \"\"\"\"\"\naccept = true\n", "nonsense",
+			"f.toml:3:17: rule[0].when: what is nonsense?\n    when = \"\"\"\"\" == nonsense or helo == \"\"\"\"\"\n                    ^"},
+		"inline table": {
+			"rule = [{ at = \"mail\", when = 'nonsense', accept = true }]\n", "nonsense",
+			"f.toml:1:32: rule[0].when: what is nonsense?\n    rule = [{ at = \"mail\", when = 'nonsense', accept = true }]\n                                   ^"},
+		"the end": {
+			"rule = [{ at = \"mail\", when = 'not', accept = true }]\n", "",
+			"f.toml:1:35: rule[0].when: what is ?\n    rule = [{ at = \"mail\", when = 'not', accept = true }]\n                                      ^"},
+	} {
+		cfg := mustLoad(t, c.file, nil)
+		at := strings.Index(cfg.Rule[0].When, c.blame)
+		if c.blame == "" {
+			at = len(cfg.Rule[0].When)
+		}
+		if got := cfg.ProblemAt("rule[0].when", at, "what is %s?", c.blame).String(); got != c.want {
+			t.Errorf("%s: got\n%s\nwant\n%s", name, got, c.want)
+		}
+	}
+	cfg := mustLoad(t, "[auth]\nusers = '/etc/users'\ntimeout = \"1s\"\n", []string{"FASTEDGE_DOMAINS_RECIPIENTS=/r"})
+	for key, want := range map[string]string{
+		"auth.users":         "f.toml:2:9: auth.users: x\n    users = '/etc/users'\n            ^^^^^^^^^^^^",
+		"auth.cram_md5":      "f.toml:1:2: auth.cram_md5: x\n    [auth]\n     ^^^^", // not set: the table around it
+		"domains.recipients": "FASTEDGE_DOMAINS_RECIPIENTS: x",
+		"tls.client_ca":      "tls.client_ca: x",
+	} {
+		if got := cfg.ProblemAt(key, -1, "x").String(); got != want {
+			t.Errorf("%s: got\n%s\nwant\n%s", key, got, want)
+		}
+	}
+	if got := cfg.ProblemAt("auth.users", 1000, "x").String(); !strings.HasPrefix(got, "f.toml:2:20: ") {
+		t.Errorf("past the end: %s", got)
+	}
+	if got := mustLoad(t, "", nil).ProblemAt("auth.users", 3, "x").String(); got != "auth.users: x" {
+		t.Errorf("without a file: %s", got)
+	}
+}
+
+// Every byte of a text that go-toml reads has its place within it, in order.
+func FuzzPlacesInTexts(f *testing.F) {
+	for _, s := range []string{`"a\"b\\\u00e4\U0001F600\t"`, "'a\\b'", "\"\"\"\r\na\\ \n  b\"\"\"", "'''\n''a'''", `""`, "''", `"\x41\e"`} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		doc, problem := parseDocument("f.toml", []byte("v = "+raw))
+		if problem != nil {
+			return
+		}
+		text, ok := doc.values["v"].(string)
+		if !ok || doc.spans["v"].length == 0 {
+			return
+		}
+		last := 0
+		for i := range len(text) + 1 {
+			at, ok := doc.within("v", i)
+			if !ok || at < last || at > len(doc.data) {
+				t.Fatalf("%q: byte %d at %d, %v, after %d", raw, i, at, ok, last)
+			}
+			last = at
+		}
+		if read, _ := readString(string(doc.data[doc.spans["v"].offset:][:doc.spans["v"].length])); read != text {
+			t.Fatalf("%q is %q, read as %q", raw, text, read)
+		}
+	})
+}
+
 // Only the zero configuration and what the operator named may be reached by strangers.
 func TestOpenRelayGuard(t *testing.T) {
 	for _, c := range []struct {
@@ -274,8 +362,15 @@ func TestOpenRelayGuard(t *testing.T) {
 		{`:25`, `"0.0.0.0/1", "128.0.0.0/1"`, `"example.net"`, false},
 		{`:25`, `"2000::/3"`, `"example.net"`, false},
 		{`:25`, `"10.0.0.0/8", "0.0.0.0/0"`, ``, false},
+		{`:25"; auth`, ``, ``, false},
+		{`:25"; auth_required`, ``, ``, true},
+		{`:25"; auth_required`, `"0.0.0.0/0"`, ``, false},
 	} {
-		text := "[domains]\naccept = [" + c.accept + "]\n[[listen]]\naddress = \"" + c.address + "\"\n"
+		address, more, _ := strings.Cut(c.address, "\"; ")
+		text := "[auth]\nusers = \"/u\"\n[tls]\ncertificates = [{cert = \"/c\", key = \"/k\"}]\n[domains]\naccept = [" + c.accept + "]\n[[listen]]\naddress = \"" + address + "\"\n"
+		if more != "" {
+			text += "tls = \"required\"\nauth = [\"PLAIN\"]\nauth_required = " + strconv.FormatBool(more == "auth_required") + "\n"
+		}
 		if c.relayFrom != "" {
 			text += "relay_from = [" + c.relayFrom + "]\n"
 		}
@@ -327,6 +422,15 @@ func TestWarnings(t *testing.T) {
 		"queue.min_free = \"512MiB\"": "",
 		"hostname = \"mx\"\ndomains.accept = [\"a.b\"]\n[[listen]]\naddress = \":25\"": "hostname",
 		"hostname = \"mx\"": "",
+		"[[listen]]\naddress = \"127.0.0.1:25\"\ntls = \"required\"":                                                                    "listen[0].tls",
+		"[[listen]]\naddress = \"127.0.0.1:25\"\ntls = \"required\"\n[smtp]\nhide = [\"starttls\"]":                                     "listen[0].tls smtp.hide",
+		"auth.users = \"/u\"\nsmtp.hide = [\"AUTH\"]\n[[listen]]\naddress = \"127.0.0.1:25\"\nauth = [\"PLAIN\"]\nauth_required = true": "smtp.hide",
+		"smtp.early_talkers = \"refuse\"":                                                                     "smtp.early_talkers",
+		"smtp = { early_talkers = \"refuse\", greet_delay = \"1s\" }":                                         "",
+		"timeouts.policy = \"5s\"\n[[hook]]\nat = [\"mail\"]\nurl = \"http://a/\"\non_error = \"accept\"":     "hook[0].timeout",
+		"timeouts.policy = \"5001ms\"\n[[hook]]\nat = [\"mail\"]\nurl = \"http://a/\"\non_error = \"accept\"": "",
+		"[[milter]]\naddress = \"a:1\"":                                                                       "",
+		"[[milter]]\naddress = \"a:1\"\non_error = \"accept\"":                                                "milter[0].timeout",
 	} {
 		var got []string
 		for _, w := range mustLoad(t, text, nil).Warnings() {

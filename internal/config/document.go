@@ -149,6 +149,99 @@ func (d *document) atKey(path string) Problem {
 	return p
 }
 
+// within gives the offset in the file of a byte of the text at path. false: there is no text.
+func (d *document) within(path string, offset int) (int, bool) {
+	s, ok := d.spans[path]
+	if !ok {
+		return 0, false
+	}
+	raw := string(d.data[s.offset : s.offset+s.length])
+	text, places := readString(raw)
+	// Our reading of the string must be go-toml's; else the start of the value is as exact as it gets.
+	var parsed struct {
+		V *string `toml:"v"`
+	}
+	if err := toml.Unmarshal([]byte("v = "+raw), &parsed); err != nil || parsed.V == nil {
+		return 0, false
+	}
+	if *parsed.V != text {
+		return s.offset, true
+	}
+	return s.offset + places[min(offset, len(text))], true
+}
+
+// readString reads a TOML string in any of its four forms. places has the offset in raw of each byte of the text, and of its end.
+// What is no string gives any text: the caller compares.
+func readString(raw string) (text string, places []int) {
+	quote := raw[:min(1, len(raw))]
+	basic := quote == `"`
+	long := len(raw) >= 6 && strings.HasPrefix(raw, strings.Repeat(quote, 3))
+	at, end := 1, len(raw)-1
+	if long {
+		at, end = 3, len(raw)-3
+		// A line end right after the opening does not belong to the text.
+		if strings.HasPrefix(raw[at:], "\r\n") {
+			at += 2
+		} else if strings.HasPrefix(raw[at:], "\n") {
+			at++
+		}
+	}
+	var b strings.Builder
+	for at < end {
+		value, length := raw[at:at+1], 1
+		if basic && raw[at] == '\\' {
+			value, length = readEscape(raw[at:end])
+		}
+		b.WriteString(value)
+		for range len(value) {
+			places = append(places, at)
+		}
+		at += length
+	}
+	return b.String(), append(places, at)
+}
+
+// readEscape reads an escape sequence of a basic string: what it stands for, and its length.
+func readEscape(raw string) (value string, length int) {
+	if len(raw) < 2 {
+		return raw, len(raw)
+	}
+	digits := 0
+	switch raw[1] {
+	case 'b':
+		return "\b", 2
+	case 't':
+		return "\t", 2
+	case 'n':
+		return "\n", 2
+	case 'f':
+		return "\f", 2
+	case 'r':
+		return "\r", 2
+	case 'e':
+		return "\x1b", 2
+	case 'x':
+		digits = 2
+	case 'u':
+		digits = 4
+	case 'U':
+		digits = 8
+	case ' ', '\t', '\r', '\n':
+		// A line end behind a backslash, and all white space after it, is not there.
+		return "", len(raw) - len(strings.TrimLeft(raw[1:], " \t\r\n"))
+	default: // \" and \\
+		return raw[1:2], 2
+	}
+	if len(raw) < 2+digits {
+		return raw, len(raw)
+	}
+	n, err := strconv.ParseUint(raw[2:2+digits], 16, 31)
+	if err != nil {
+		return raw[:2], 2
+	}
+	return string(rune(n)), 2 + digits
+}
+
 // join appends one part of a key to a path.
 func join(path, part string) string {
 	for _, c := range part {

@@ -60,7 +60,7 @@ func load(file string, data []byte, env []string, flags []Flag) (*Config, error)
 		l.overlay(f.Key, Origin{Kind: "flag", Where: f.Name}, f.Value)
 	}
 	l.rules()
-	if err := l.problems.orNil(); err != nil {
+	if err := l.problems.OrNil(); err != nil {
 		return nil, err
 	}
 	return &cfg, nil
@@ -123,14 +123,31 @@ func (l *loader) report(p place, format string, args ...any) {
 // reportAt notes what is wrong with a key wherever it was set.
 func (l *loader) reportAt(path, message string) {
 	l.bad[path] = true
-	problem := Problem{}
-	origin := l.cfg.Origin(path)
-	if l.doc != nil && (origin.Kind == "file" || origin.Kind == "default") {
-		problem, _ = l.doc.at(path)
+	l.problems = append(l.problems, l.cfg.problemAt(l.doc, path).about(path, message))
+}
+
+// problemAt gives a problem with the place where a key was set.
+func (c *Config) problemAt(doc *document, path string) (problem Problem) {
+	origin := c.Origin(path)
+	if doc != nil && (origin.Kind == "file" || origin.Kind == "default") {
+		problem, _ = doc.at(path)
 	} else if origin.Kind != "default" {
 		problem.Source = origin.Where
 	}
-	l.problems = append(l.problems, problem.about(path, message))
+	return problem
+}
+
+// ProblemAt is a problem that somebody else has found in the value of a key, such as "rule[0].when". offset is the byte within the
+// value, as a text, that is to blame; negative blames the whole value. Where the value came from a file, the caret stands below that
+// byte, whatever form the text is written in.
+func (c *Config) ProblemAt(key string, offset int, format string, args ...any) Problem {
+	problem := c.problemAt(c.doc, key)
+	if problem.Line > 0 && offset >= 0 {
+		if at, ok := c.doc.within(key, offset); ok {
+			problem = c.doc.problemAt(at, 1)
+		}
+	}
+	return problem.about(key, fmt.Sprintf(format, args...))
 }
 
 // unknown reports a key that there is not; other is the one that was meant, if that can be guessed.

@@ -32,6 +32,7 @@ func (c *Config) CheckMachine() (warnings []Problem, busy []string, err error) {
 	if err := checkWritable(c.StateDir); err != nil {
 		l.reportAt("state_dir", err.Error())
 	}
+	l.files()
 	if warning := l.descriptors(raiseDescriptorLimit(c.Descriptors())); warning != nil {
 		warnings = append(warnings, *warning)
 	}
@@ -43,7 +44,42 @@ func (c *Config) CheckMachine() (warnings []Problem, busy []string, err error) {
 	if c.Admin.HTTP.Network != "" && l.tryBind("admin.http", c.Admin.HTTP) {
 		busy = append(busy, c.Admin.HTTP.String())
 	}
-	return warnings, busy, l.problems.orNil()
+	return warnings, busy, l.problems.OrNil()
+}
+
+// files looks whether the files that are named are there and can be read. What is in them is judged by those who load them.
+func (l *loader) files() {
+	readable := func(key, path string) {
+		if path == "" {
+			return
+		}
+		if err := checkReadable(path); err != nil {
+			l.reportAt(key, err.Error())
+		}
+	}
+	for i, pair := range l.cfg.TLS.Certificates {
+		readable(certificateKey(i, "cert"), pair.Cert)
+		readable(certificateKey(i, "key"), pair.Key)
+	}
+	readable("tls.client_ca", l.cfg.TLS.ClientCA)
+	readable("auth.users", l.cfg.Auth.Users)
+	readable("domains.recipients", l.cfg.Domains.Recipients)
+}
+
+// checkReadable says why a file can't be read.
+func checkReadable(path string) error {
+	info, err := os.Stat(path) // before it is opened: opening a pipe would wait
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: %w", path, cause(err))
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%s is not a file", path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, cause(err))
+	}
+	return f.Close()
 }
 
 // checkWritable says why files can't be made in dir, or dir itself not.

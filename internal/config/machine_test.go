@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -38,6 +39,50 @@ func TestStateDirThatIsAFileIsReportedAtItsLine(t *testing.T) {
 		if err == nil || !strings.HasPrefix(err.Error(), "f.toml:1:13: state_dir: ") || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", dir, err)
 		}
+	}
+}
+
+func TestFilesThatCannotBeReadAreReportedAtTheirKeys(t *testing.T) {
+	dir := t.TempDir()
+	for name, mode := range map[string]os.FileMode{"good": 0o600, "secret": 0} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := syscall.Mkfifo(filepath.Join(dir, "pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	more := strings.ReplaceAll(`
+limits.connections = 10
+domains.recipients = "DIR/recipients"
+[auth]
+users = "DIR"
+[tls]
+client_ca = "DIR/pipe"
+certificates = [{ cert = "DIR/good", key = "DIR/secret" }, { cert = "DIR/good/x", key = "DIR/good" }]
+`, "DIR", dir)
+	_, _, _, err := onMachine(t, dir, "127.0.0.1:0", more)
+	var problems Problems
+	errors.As(err, &problems)
+	want := []string{
+		"domains.recipients: " + dir + "/recipients: no such file or directory",
+		"auth.users: " + dir + " is not a file",
+		"tls.client_ca: " + dir + "/pipe is not a file",
+		"tls.certificates[0].key: " + dir + "/secret: permission denied",
+		"tls.certificates[1].cert: " + dir + "/good/x: not a directory",
+	}
+	if os.Geteuid() == 0 { // may read everything
+		want = slices.Delete(want, 3, 4)
+	}
+	var got []string
+	for _, p := range problems {
+		if p.Line == 0 {
+			t.Errorf("no place: %v", p)
+		}
+		got = append(got, p.Message)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
 

@@ -65,8 +65,8 @@ func (p Problems) Error() string {
 	return strings.Join(texts, "\n")
 }
 
-// orNil makes an empty list a nil error.
-func (p Problems) orNil() error {
+// OrNil is the list as an error, in the order of the file; an empty list is a nil error.
+func (p Problems) OrNil() error {
 	if len(p) == 0 {
 		return nil
 	}

@@ -7,12 +7,17 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // rules checks what concerns several keys, and fills in listener names. Keys with a problem of their own are left alone.
 func (l *loader) rules() {
 	l.listeners()
+	l.encryption()
+	l.logins()
+	l.proxies()
 	l.openRelay()
+	l.validators()
 	l.nextHops()
 	c := l.cfg
 	if !l.bad["limits.memory"] && !l.bad["limits.message_size"] && c.Limits.Memory < c.Limits.MessageSize {
@@ -87,8 +92,185 @@ func (l *loader) openRelay() {
 		switch {
 		case everybody >= 0:
 			l.reportAt(relayFrom, fmt.Sprintf("%v would make %v an open relay: name the networks that are yours", one.RelayFrom[everybody], one.Address))
+		case one.AuthRequired && len(one.Auth) > 0:
+			// Whoever has logged in may send anywhere, and nobody else anything.
 		case len(c.Domains.Accept) == 0 && !slices.ContainsFunc(one.RelayFrom, func(p netip.Prefix) bool { return !p.Addr().IsLoopback() }):
-			l.reportAt(listenKey(i, "address"), fmt.Sprintf("%v is open to other machines: set domains.accept, or relay_from of this listener", one.Address))
+			l.reportAt(listenKey(i, "address"), fmt.Sprintf(
+				"%v is open to other machines: set domains.accept, or relay_from or auth_required of this listener", one.Address))
+		}
+	}
+}
+
+func certificateKey(i int, name string) string {
+	return "tls.certificates[" + strconv.Itoa(i) + "]." + name
+}
+
+// encryption checks what TLS needs. A listener that only this machine can reach does without a certificate of its owner's.
+func (l *loader) encryption() {
+	c := l.cfg
+	for i, pair := range c.TLS.Certificates {
+		l.required(certificateKey(i, "cert"), pair.Cert == "")
+		l.required(certificateKey(i, "key"), pair.Key == "")
+	}
+	for i, one := range c.Listen {
+		tls, certificates := listenKey(i, "tls"), listenKey(i, "client_certificates")
+		if l.bad[listenKey(i, "address")] || l.bad[tls] {
+			continue
+		}
+		switch {
+		case one.TLS == "off":
+			if one.ClientCertificates != "off" && !l.bad[certificates] {
+				l.reportAt(certificates, "comes with TLS only: set tls of this listener")
+			}
+		case one.Address.Network == "unix":
+			l.reportAt(tls, fmt.Sprintf("%v never leaves this machine: TLS is for TCP", one.Address))
+		case len(c.TLS.Certificates) == 0 && !one.Address.IsLocal() && !l.bad["tls.certificates"]:
+			l.reportAt(tls, fmt.Sprintf("%q needs tls.certificates: %v is open to other machines, and only on loopback a self-made certificate is used",
+				one.TLS, one.Address))
+		}
+	}
+}
+
+// logins checks that somebody can log in with each mechanism that is offered, and that nobody does so in clear.
+func (l *loader) logins() {
+	c := l.cfg
+	for i, one := range c.Listen {
+		auth := listenKey(i, "auth")
+		if one.AuthRequired && len(one.Auth) == 0 {
+			l.reportAt(listenKey(i, "auth_required"), "needs mechanisms in auth of this listener: nobody could log in")
+		}
+		if len(one.Auth) > 0 && one.TLS == "off" && !one.Address.IsLocal() && !l.bad[listenKey(i, "tls")] && !l.bad[listenKey(i, "address")] {
+			l.reportAt(auth, fmt.Sprintf("is never offered in clear to other machines: set tls of this listener (%v)", one.Address))
+		}
+		for j, mechanism := range one.Auth {
+			key := auth + "[" + strconv.Itoa(j) + "]"
+			if l.bad[key] {
+				continue
+			}
+			if slices.Contains(one.Auth[:j], mechanism) {
+				l.reportAt(key, fmt.Sprintf("%q stands there twice", mechanism))
+			} else if why := l.unusable(mechanism, i); why != "" {
+				l.reportAt(key, fmt.Sprintf("%s: %s", mechanism, why))
+			}
+		}
+	}
+}
+
+// unusable says why nobody could use a mechanism on listener i.
+func (l *loader) unusable(mechanism string, i int) string {
+	one, store := l.cfg.Listen[i], l.cfg.Auth
+	if l.bad["auth.users"] || l.bad["auth.http"] || l.bad["auth.dovecot"] {
+		return ""
+	}
+	if mechanism == "EXTERNAL" {
+		if one.ClientCertificates == "off" && !l.bad[listenKey(i, "client_certificates")] {
+			return "is by client certificate: set client_certificates of this listener"
+		}
+		return ""
+	}
+	if store.Users == "" && store.HTTP == "" && store.Dovecot == "" {
+		return "nobody could log in: set auth.users, auth.http or auth.dovecot"
+	}
+	switch mechanism {
+	case "SCRAM-SHA-256-PLUS":
+		if one.TLS == "off" && !l.bad[listenKey(i, "tls")] {
+			return "is bound to TLS (RFC 5802 §6): set tls of this listener"
+		}
+		fallthrough
+	case "SCRAM-SHA-256":
+		if store.Users == "" && store.Dovecot == "" {
+			return "a service over HTTP (auth.http) can't do it: it sees passwords only. Set auth.users or auth.dovecot"
+		}
+	case "CRAM-MD5":
+		if store.Users == "" && store.Dovecot == "" {
+			return "a service over HTTP (auth.http) can't do it: it sees passwords only. Set auth.users or auth.dovecot"
+		}
+		if !store.CRAMMD5 && !l.bad["auth.cram_md5"] {
+			return "is broken and must be allowed with auth.cram_md5"
+		}
+	case "OAUTHBEARER", "XOAUTH2":
+		if store.HTTP == "" && store.Dovecot == "" {
+			return "a file of users has no tokens: set auth.http or auth.dovecot"
+		}
+	}
+	return ""
+}
+
+// proxies checks who may speak for others: what a proxy says about its client is believed.
+func (l *loader) proxies() {
+	for i, one := range l.cfg.Listen {
+		key := listenKey(i, "proxy_protocol_from")
+		if len(one.ProxyProtocolFrom) > 0 && one.Address.Network == "unix" && !l.bad[listenKey(i, "address")] {
+			l.reportAt(key, fmt.Sprintf("whoever connects to %v has no address to be listed", one.Address))
+		}
+		for j, network := range one.ProxyProtocolFrom {
+			if element := key + "[" + strconv.Itoa(j) + "]"; !l.bad[element] && tooWide(network) {
+				l.reportAt(element, fmt.Sprintf("with %v anybody could claim any address: name the networks of your proxies", network))
+			}
+		}
+	}
+}
+
+// validators checks rules, hooks and milters, and names the nameless.
+func (l *loader) validators() {
+	c := l.cfg
+	for i := range c.Rule {
+		one, key := &c.Rule[i], elementKey("rule", i)
+		l.required(key("at"), one.At == "")
+		l.required(key("when"), one.When == "")
+		switch {
+		case l.bad[key("reply")] || l.bad[key("accept")] || l.bad["rule["+strconv.Itoa(i)+"]"]:
+		case one.Reply == "" && !one.Accept:
+			l.reportAt(key("reply"), "a rule needs a reply, or accept = true")
+		case one.Reply != "" && one.Accept:
+			l.reportAt(key("accept"), "a rule has either a reply or accept = true")
+		}
+	}
+	for i := range c.Hook {
+		one, key := &c.Hook[i], elementKey("hook", i)
+		l.required(key("at"), len(one.At) == 0)
+		l.required(key("url"), one.URL == "")
+		for j, stage := range one.At {
+			if slices.Contains(one.At[:j], stage) {
+				l.reportAt(key("at")+"["+strconv.Itoa(j)+"]", fmt.Sprintf("%q stands there twice", stage))
+			}
+		}
+	}
+	for i := range c.Milter {
+		l.required(elementKey("milter", i)("address"), c.Milter[i].Address.Network == "")
+	}
+	names(l, "rule", c.Rule, func(r *Rule) *string { return &r.Name })
+	names(l, "hook", c.Hook, func(h *Hook) *string { return &h.Name })
+	names(l, "milter", c.Milter, func(m *Milter) *string { return &m.Name })
+}
+
+// elementKey gives the keys of one element of an array of tables.
+func elementKey(array string, i int) func(name string) string {
+	return func(name string) string { return array + "[" + strconv.Itoa(i) + "]." + name }
+}
+
+// required reports a key of an array of tables that is not set, unless the element is no table at all.
+func (l *loader) required(key string, missing bool) {
+	if element := key[:strings.LastIndexByte(key, '.')]; missing && !l.bad[key] && !l.bad[element] {
+		l.reportAt(key, "missing")
+	}
+}
+
+// names numbers the nameless elements of an array of tables, and refuses the same name twice.
+func names[T any](l *loader, array string, list []T, name func(*T) *string) {
+	for i := range list {
+		key, own := elementKey(array, i)("name"), name(&list[i])
+		if l.bad[key] {
+			continue
+		}
+		if *own == "" {
+			*own = array + strconv.Itoa(i+1)
+		}
+		for j := range i {
+			if *name(&list[j]) == *own {
+				l.reportAt(key, fmt.Sprintf("%q is the name of another %s: each needs its own", *own, array))
+				break
+			}
 		}
 	}
 }
@@ -157,9 +339,41 @@ func (c *Config) Warnings() []Problem {
 		warn("queue.min_free", "%v is less than limits.memory (%v): the disk may fill up with messages that are on their way when it is reached",
 			c.Queue.MinFree, c.Limits.Memory)
 	}
+	for i, one := range c.Listen {
+		if one.TLS != "off" && len(c.TLS.Certificates) == 0 {
+			warn(listenKey(i, "tls"), "%v has no certificate (tls.certificates): a self-made one is used, which no client can verify", one.Address)
+		}
+		if one.TLS == "required" && c.hidden("STARTTLS") {
+			warn("smtp.hide", "STARTTLS is not offered, but listener %q requires it", one.Name)
+		}
+		if one.AuthRequired && c.hidden("AUTH") {
+			warn("smtp.hide", "AUTH is not offered, but listener %q requires it", one.Name)
+		}
+	}
+	if c.SMTP.EarlyTalkers == "refuse" && c.SMTP.GreetDelay == 0 {
+		warn("smtp.early_talkers", "without smtp.greet_delay nobody can talk early")
+	}
+	// A validator that is still at work when timeouts.policy ends has no say any more, nor has its on_error.
+	late := func(key string, timeout time.Duration, onError string) {
+		if onError == "accept" && timeout >= c.Timeouts.Policy {
+			warn(key, "%s is not less than timeouts.policy (%s): the client is deferred before on_error = \"accept\" counts",
+				FormatDuration(timeout), FormatDuration(c.Timeouts.Policy))
+		}
+	}
+	for i, one := range c.Hook {
+		late(elementKey("hook", i)("timeout"), one.Timeout, one.OnError)
+	}
+	for i, one := range c.Milter {
+		late(elementKey("milter", i)("timeout"), one.Timeout, one.OnError)
+	}
 	open := slices.ContainsFunc(c.Listen, func(l Listener) bool { return !l.Address.IsLocal() })
 	if open && !strings.Contains(c.Hostname, ".") {
 		warn("hostname", "%q is no full name: other servers may distrust it (RFC 5321 §4.1.1.1)", c.Hostname)
 	}
 	return list
+}
+
+// hidden says that an EHLO keyword is not to be offered.
+func (c *Config) hidden(keyword string) bool {
+	return slices.ContainsFunc(c.SMTP.Hide, func(word string) bool { return strings.EqualFold(word, keyword) })
 }

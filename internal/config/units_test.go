@@ -88,6 +88,8 @@ func FuzzLoad(f *testing.F) {
 	f.Add([]byte("hostname = \"mx.example.net\"\n[[listen]]\naddress = \"127.0.0.1:25\"\n[limits]\nerrors = 3\n"))
 	f.Add([]byte("[spf.on.fail]\ncode = 550\n[tls]\ncertificates = [{ cert = \"a\" }]\n"))
 	f.Add([]byte("a.\"b\".c = [[1, {d = 2}]]\n[[listen.x]]\n"))
+	f.Add([]byte("[[rule]]\nat = 'mail'\nwhen = 'tls'\nreply = '550 x'\n[[hook]]\nat = ['rcpt']\nurl = 'http://a'\n[[milter]]\naddress = 'unix:/a'\n"))
+	f.Add([]byte("[[listen]]\naddress = ':25'\ntls = 'implicit'\nauth = ['EXTERNAL']\nproxy_protocol_from = ['::/0']\n[tls]\ncertificates = [{}]\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := load("fuzz.toml", data, nil, nil)
 		if err != nil {
@@ -103,4 +105,19 @@ func FuzzLoad(f *testing.F) {
 			t.Fatalf("%v\n%s", err, shown.String())
 		}
 	})
+}
+
+func TestRepliesOfRules(t *testing.T) {
+	for _, s := range []string{"550 5.7.1 Not from here", "421 closing", "250 2.1.0 fine", "450 4.999.999 x", "554 5.0.0 a.b.c", "550 5.7 is text",
+		"550 " + strings.Repeat("x", maxReplyText)} {
+		if err := checkReply(s); err != nil {
+			t.Errorf("%s: %v", s, err)
+		}
+	}
+	for _, s := range []string{"", "550", "550 ", "550 5.7.1", "550 5.7.1 ", "55 x", "5500 x", "5x0 x", "150 x", "350 x", "650 x", "560 x", "550 2.1.0 x",
+		"550 5.1000.1 x", "550 5.01.1 x", "550-5.7.1 x", "550 5.7.1 a\r\nb", "550 \x7f", "550 grün", "550 " + strings.Repeat("x", maxReplyText+1)} {
+		if err := checkReply(s); err == nil {
+			t.Errorf("%q was taken", s)
+		}
+	}
 }

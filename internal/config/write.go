@@ -41,7 +41,8 @@ func (c Config) writeDefault(w io.Writer) error {
 		v := reflect.New(element)
 		setDefaults(v.Interface())
 		for _, f := range fieldsOf(element) {
-			out.comment("# " + keys[join(rule+"[]", f.name)].doc)
+			out.line("#")
+			out.comment(keys[join(rule+"[]", f.name)].doc)
 			out.line("# " + f.name + " = " + tomlValue(v.Elem().Field(f.index)))
 		}
 	}
