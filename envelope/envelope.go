@@ -103,18 +103,6 @@ func (e *Envelope) KeepString(p string) []byte {
 	return e.arena[start:len(e.arena):len(e.arena)]
 }
 
-// RemoveRecipient takes the last recipient away again, and the memory that AddRecipient took for it when nothing was kept since.
-func (e *Envelope) RemoveRecipient() {
-	last := len(e.Recipients) - 1
-	r := e.Recipients[last]
-	kept := len(r.Path) + len(r.ORcpt)
-	e.Recipients[last] = Recipient{}
-	e.Recipients = e.Recipients[:last]
-	if at := len(e.arena) - kept; kept > 0 && at >= 0 && len(r.Path) > 0 && &e.arena[at] == &r.Path[0] {
-		e.arena = e.arena[:at]
-	}
-}
-
 // CloneHead gives a copy of everything but the data, on memory of its own and on no List.
 func (e *Envelope) CloneHead() *Envelope {
 	c := *e

@@ -76,7 +76,7 @@ func (c *conn) burst(now time.Time, out []byte, step session.Step) {
 		used += n
 		if step == session.AwaitCommit {
 			if r := c.lp.submit(c, now); r != nil {
-				out, step = c.sess.Committed(r, now, out)
+				out, step = c.sess.Committed(nil, r, now, out)
 			}
 			continue
 		}

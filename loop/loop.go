@@ -205,7 +205,7 @@ func (lp *loop) committed(sub *queue.Submission, now time.Time) {
 		return
 	}
 	lp.cur = c
-	out, step := c.sess.Committed(r, now, lp.out[:0])
+	out, step := c.sess.Committed(nil, r, now, lp.out[:0])
 	c.burst(now, out, step)
 }
 

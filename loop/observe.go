@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/policy"
 	"github.com/fastedge/fastedge/session"
 	"github.com/fastedge/fastedge/smtpcodec"
 )
@@ -44,6 +45,11 @@ func (lp *loop) Refused(s *session.Session, stage session.Stage, r *smtpcodec.Re
 		slog.Int("code", int(r.Code)),
 		slog.String("arg", string(arg[:min(len(arg), maxLoggedArg)])),
 	)
+}
+
+// ValidatorFailed is session.Observer.
+func (lp *loop) ValidatorFailed(s *session.Session, at policy.Stage, err error) {
+	lp.log.Error("a validator failed", "session", lp.cur.id().String(), "stage", at.String(), "error", err)
 }
 
 // maxGatheredLines bytes of message lines are gathered before they are handed over; the tick hands over what is left.

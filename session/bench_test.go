@@ -55,7 +55,7 @@ func benchFeed(b *testing.B) {
 					b.Fatal("no message")
 				}
 				env := s.TakeEnvelope(envelope.ID{15: 1})
-				s.Committed(nil, start, out)
+				s.Committed(nil, nil, start, out)
 				env.Release()
 			}
 		})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"time"
 
+	"github.com/fastedge/fastedge/policy"
 	"github.com/fastedge/fastedge/smtpcodec"
 )
 
@@ -22,11 +23,15 @@ type command struct {
 	// only names the kind of listener that knows the verb; the others answer elsewhere.
 	only      dialect
 	elsewhere *refusal
+	// offered says that the listener has what the verb needs; without it the verb is known and not implemented.
+	offered func(sv *Server) bool
 	// arg is checked before the state, so that a malformed command is a 501 wherever it stands.
 	arg       argument
 	malformed func(arg []byte) bool
 	// text is for the verbs whose argument nobody parses: it may not have controls, NUL or broken UTF-8 all the same.
 	text bool
+	// junk marks what brings no mail on its way; see Options.MaxJunk.
+	junk bool
 	// run is called in the states of in; in all others the reply is otherwise.
 	in        state
 	otherwise *refusal
@@ -46,28 +51,30 @@ const (
 // There is no mark for the commands that end a command group (RFC 2920 §3.1): whether bytes behind DATA or QUIT came in the same
 // segment is an accident of the network, so they are answered in order, or left alone, in either case.
 var commands = [smtpcodec.NumVerbs]command{
-	smtpcodec.VerbEHLO: {stage: StageHelo, only: smtpOnly, elsewhere: &refuseWrongDialect, arg: argRequired, in: anywhere, run: (*Session).ehlo},
-	smtpcodec.VerbHELO: {stage: StageHelo, only: smtpOnly, elsewhere: &refuseWrongDialect, arg: argRequired, in: anywhere, run: (*Session).heloCommand},
-	smtpcodec.VerbLHLO: {stage: StageHelo, only: lmtpOnly, elsewhere: &refuseUnknownCommand, arg: argRequired, in: anywhere, run: (*Session).ehlo},
+	smtpcodec.VerbEHLO: {stage: StageHelo, only: smtpOnly, elsewhere: &refuseWrongDialect, arg: argRequired, junk: true, in: anywhere, otherwise: &refuseSequence, run: (*Session).ehlo},
+	smtpcodec.VerbHELO: {stage: StageHelo, only: smtpOnly, elsewhere: &refuseWrongDialect, arg: argRequired, junk: true, in: anywhere, otherwise: &refuseSequence, run: (*Session).heloCommand},
+	smtpcodec.VerbLHLO: {stage: StageHelo, only: lmtpOnly, elsewhere: &refuseUnknownCommand, arg: argRequired, junk: true, in: anywhere, otherwise: &refuseSequence, run: (*Session).ehlo},
 
 	smtpcodec.VerbMAIL: {stage: StageMail, arg: argRequired, malformed: malformedMail, in: greeted, otherwise: &refuseSequence, run: (*Session).mail},
 	smtpcodec.VerbRCPT: {stage: StageRcpt, arg: argRequired, malformed: malformedRcpt,
 		in: haveReversePath | recipientsRefused | haveForwardPath, otherwise: &refuseSequence, run: (*Session).rcpt},
 	smtpcodec.VerbDATA: {stage: StageData, arg: argNone, in: recipientsRefused | haveForwardPath, otherwise: &refuseSequence, run: (*Session).data},
 	// BDAT has no states here: its octets follow whatever the reply is, so the handler runs anywhere and decides itself.
-	smtpcodec.VerbBDAT: {stage: StageData, in: anywhere, run: (*Session).bdat},
+	smtpcodec.VerbBDAT: {stage: StageData, in: always, run: (*Session).bdat},
 
-	smtpcodec.VerbRSET: {stage: StageOther, arg: argNone, in: anywhere, run: (*Session).rset},
-	smtpcodec.VerbNOOP: {stage: StageOther, text: true, in: anywhere, run: (*Session).noop},
-	smtpcodec.VerbVRFY: {stage: StageOther, arg: argRequired, text: true, in: anywhere, run: (*Session).vrfy},
-	smtpcodec.VerbHELP: {stage: StageOther, text: true, in: anywhere, run: (*Session).help},
-	smtpcodec.VerbQUIT: {stage: StageOther, arg: argNone, in: anywhere, run: (*Session).quit},
+	smtpcodec.VerbRSET: {stage: StageOther, arg: argNone, junk: true, in: always, run: (*Session).rset},
+	smtpcodec.VerbNOOP: {stage: StageOther, text: true, junk: true, in: always, run: (*Session).noop},
+	smtpcodec.VerbVRFY: {stage: StageOther, arg: argRequired, text: true, junk: true, in: always, run: (*Session).vrfy},
+	smtpcodec.VerbHELP: {stage: StageOther, text: true, junk: true, in: always, run: (*Session).help},
+	smtpcodec.VerbQUIT: {stage: StageOther, arg: argNone, in: always, run: (*Session).quit},
 
-	smtpcodec.VerbEXPN:     {stage: StageOther, otherwise: &refuseNotImplemented}, // RFC 5321 §3.5.1: need not be supported
-	smtpcodec.VerbSTARTTLS: {stage: StageOther, otherwise: &refuseNotImplemented},
-	smtpcodec.VerbAUTH:     {stage: StageOther, otherwise: &refuseNotImplemented},
-	smtpcodec.VerbUnknown:  {stage: StageOther, otherwise: &refuseUnknownCommand},
-	smtpcodec.VerbHTTP:     {stage: StageOther, otherwise: &closeHTTP},
+	smtpcodec.VerbEXPN:     {stage: StageOther, junk: true, otherwise: &refuseNotImplemented}, // RFC 5321 §3.5.1: need not be supported
+	smtpcodec.VerbSTARTTLS: {stage: StageTLS, offered: (*Server).offersTLS, arg: argNone, in: greeted | inTransaction, otherwise: &refuseSequence, run: (*Session).starttls},
+	// RFC 4954 §4: not within a transaction, and not before EHLO.
+	smtpcodec.VerbAUTH: {stage: StageAuth, offered: (*Server).offersAuth, arg: argRequired, in: greeted, otherwise: &refuseSequence, run: (*Session).auth},
+
+	smtpcodec.VerbUnknown: {stage: StageOther, otherwise: &refuseUnknownCommand},
+	smtpcodec.VerbHTTP:    {stage: StageOther, otherwise: &closeHTTP},
 }
 
 // everything is for looking at the shape of an argument only: no parameter is unknown.
@@ -91,18 +98,26 @@ func (s *Session) command(line []byte, status smtpcodec.LineStatus, now time.Tim
 		return s.refuse(out, StageOther, &refuseBareInCommand, line)
 	}
 	verb, arg := smtpcodec.ParseCommand(line)
-	if verb == smtpcodec.VerbAUTH {
-		// RFC 4954 §4: an initial response is a password. Observers write arguments down, so it ends here.
-		if i := bytes.IndexAny(arg, " \t"); i >= 0 {
-			arg = arg[:i]
+	c := &commands[verb]
+	if c.junk {
+		if s.junk++; s.junk > uint32(s.sv.MaxJunk) {
+			return s.refuse(out, c.stage, &closeTooMuchJunk, nil)
 		}
 	}
-	c := &commands[verb]
+	told := arg
+	if verb == smtpcodec.VerbAUTH {
+		// RFC 4954 §4: an initial response is a password. Observers write arguments down, so for them it ends here.
+		if i := bytes.IndexAny(arg, " \t"); i >= 0 {
+			told = arg[:i]
+		}
+	}
 	switch {
 	case c.only != bothDialects && (c.only == lmtpOnly) != s.sv.LMTP:
-		return s.refuse(out, c.stage, c.elsewhere, arg)
+		return s.refuse(out, c.stage, c.elsewhere, told)
+	case c.offered != nil && !c.offered(s.sv):
+		return s.refuse(out, c.stage, &refuseNotImplemented, told)
 	case c.arg == argNone && len(arg) > 0, c.arg == argRequired && len(arg) == 0:
-		return s.refuse(out, c.stage, &refuseSyntax, arg)
+		return s.refuse(out, c.stage, &refuseSyntax, told)
 	case c.text && !smtpcodec.ValidText(arg):
 		return s.refuse(out, c.stage, &refuseSyntax, arg)
 	case c.in&s.state != 0:
@@ -113,7 +128,7 @@ func (s *Session) command(line []byte, status smtpcodec.LineStatus, now time.Tim
 	case verb == smtpcodec.VerbUnknown:
 		return s.refuse(out, c.stage, c.otherwise, line)
 	}
-	return s.refuse(out, c.stage, c.otherwise, arg)
+	return s.refuse(out, c.stage, c.otherwise, told)
 }
 
 // maxHeloBytes is the longest domain (RFC 5321 §4.5.3.1.2).
@@ -124,41 +139,63 @@ const maxHeloBytes = 255
 // Deviation: RFC 5321 §4.1.1.1 begins the first line with the server's domain. The dialogue that this server is made after says
 // "Hello" and the client's name there; no client reads the word, and the domain stands in the greeting.
 func (s *Session) ehlo(arg []byte, now time.Time, out []byte) []byte {
-	if !s.greet(arg, true) {
-		return s.refuse(out, StageHelo, &refuseSyntax, arg)
-	}
-	s.tell(StageHelo, 250)
-	out = append(append(out, s.sv.ehlo...), arg...)
-	return append(out, s.sv.ehloRest...)
+	return s.greet(arg, true, now, out)
 }
 
 func (s *Session) heloCommand(arg []byte, now time.Time, out []byte) []byte {
-	if !s.greet(arg, false) {
-		return s.refuse(out, StageHelo, &refuseSyntax, arg)
-	}
-	s.tell(StageHelo, 250)
-	out = append(append(out, "250 Hello "...), arg...)
-	return append(out, "\r\n"...)
+	return s.greet(arg, false, now, out)
 }
 
-// greet takes the client's name. A refused name leaves everything as it was.
+// greet takes the client's name. A name that is none leaves everything as it was; one that a validator refuses leaves a session that has
+// not been greeted.
 //
 // Deviation: RFC 5321 §4.1.1.1 wants a domain or an address literal. Real clients send bare host names and names with underscores,
 // so any printable word that smtpcodec.ValidHelo takes is good here.
-func (s *Session) greet(name []byte, extended bool) bool {
+func (s *Session) greet(name []byte, extended bool, now time.Time, out []byte) []byte {
 	if len(name) > maxHeloBytes || !smtpcodec.ValidHelo(name) {
-		return false
+		return s.refuse(out, StageHelo, &refuseSyntax, name)
 	}
 	s.dropTransaction()
 	s.helo = append(s.helo[:0], name...)
 	s.extended = extended
+	s.enter(connected)
+	return s.judge(policy.AtHelo, now, out)
+}
+
+func (s *Session) heloTaken(told *smtpcodec.Reply, now time.Time, out []byte) []byte {
 	s.enter(greeted)
-	return true
+	s.tell(StageHelo, 250)
+	if !s.extended {
+		if told != nil {
+			return told.AppendTo(out)
+		}
+		out = append(append(out, "250 Hello "...), s.helo...)
+		return append(out, "\r\n"...)
+	}
+	f := s.offers()
+	out = append(append(out, f.ehlo...), s.helo...)
+	return append(out, f.ehloRest...)
+}
+
+func (s *Session) heloRefused(r *smtpcodec.Reply, why Reason, now time.Time, out []byte) []byte {
+	return s.refuseWith(out, StageHelo, r, why, s.helo)
 }
 
 func (s *Session) rset(arg []byte, now time.Time, out []byte) []byte {
 	s.dropTransaction()
-	return s.answer(out, StageOther, &replyOk)
+	return s.say(policy.AtRset, &replyOk, out)
+}
+
+// say answers a command that always succeeds. Validators may change the words, and with 421 end the session.
+func (s *Session) say(at policy.Stage, r *smtpcodec.Reply, out []byte) []byte {
+	if len(s.sv.at[at]) == 0 {
+		return s.answer(out, StageOther, r)
+	}
+	told := s.tellOf(at, *r)
+	if told.Code/100 == 2 {
+		return s.answer(out, StageOther, &told)
+	}
+	return s.refuseWith(out, StageOther, &told, ReasonPolicy, nil)
 }
 
 func (s *Session) noop(arg []byte, now time.Time, out []byte) []byte {
@@ -174,6 +211,7 @@ func (s *Session) help(arg []byte, now time.Time, out []byte) []byte {
 }
 
 func (s *Session) quit(arg []byte, now time.Time, out []byte) []byte {
+	out = s.say(policy.AtQuit, &replyBye, out)
 	s.close()
-	return s.answer(out, StageOther, &replyBye)
+	return out
 }

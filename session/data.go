@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/policy"
 	"github.com/fastedge/fastedge/smtpcodec"
 )
 
@@ -18,9 +19,73 @@ func (s *Session) data(arg []byte, now time.Time, out []byte) []byte {
 		// RFC 3030 §3: BINARYMIME only travels by BDAT.
 		return s.refuse(out, StageData, &refuseSequence, arg)
 	}
+	return s.judge(policy.AtData, now, out)
+}
+
+// rateWindow is the time over which the rate of message data is averaged.
+const rateWindow = time.Minute
+
+// dataTime starts the time for the data of a message.
+func (s *Session) dataTime(now time.Time) {
+	s.tx.dataDeadline = now.Add(s.sv.DataTimeout)
+	s.dataDeadline(now)
+}
+
+// dataDeadline sets the session's deadline while data comes in: the end of the time for it, or the next look at its rate.
+func (s *Session) dataDeadline(now time.Time) {
+	s.deadline = s.tx.dataDeadline
+	if look := now.Add(rateWindow); s.sv.MinDataRate > 0 && look.Before(s.deadline) {
+		s.deadline = look
+	}
+}
+
+// inData says that data of a message is on its way in.
+func (s *Session) inData() bool {
+	return s.tx != nil && (s.phase == phaseData || s.phase == phaseChunk && s.chunkRefused == nil)
+}
+
+// keepsUp is asked when the deadline has come: data that has come fast enough since the last look gets a new one.
+func (s *Session) keepsUp(now time.Time) bool {
+	if s.sv.MinDataRate == 0 || !s.inData() || !now.Before(s.tx.dataDeadline) {
+		return false
+	}
+	came := s.tx.size - s.tx.lookedAt
+	if came < s.sv.MinDataRate*int64(rateWindow/time.Second) {
+		return false
+	}
+	s.tx.lookedAt = s.tx.size
+	s.dataDeadline(now)
+	return true
+}
+
+// dataBegins follows DATA with 354, and the first BDAT of a message with its octets.
+func (s *Session) dataBegins(told *smtpcodec.Reply, now time.Time, out []byte) []byte {
+	if s.chunkWaits {
+		s.chunkWaits = false
+		s.phase = phaseChunk
+		s.dataTime(now)
+		s.enter(haveChunks)
+		return out
+	}
 	s.phase = phaseData
-	s.deadline = now.Add(s.sv.DataTimeout)
+	s.dataTime(now)
+	if told != nil && told.Code == 354 {
+		return s.answer(out, StageData, told)
+	}
 	return s.answer(out, StageData, &replyStartData)
+}
+
+// dataRefused refuses DATA. The transaction stays open, as after any other refused command; the octets of a BDAT come all the same.
+func (s *Session) dataRefused(r *smtpcodec.Reply, why Reason, now time.Time, out []byte) []byte {
+	if !s.chunkWaits || r.Code == 421 || r.Code == 221 {
+		s.chunkWaits = false
+		return s.refuseWith(out, StageData, r, why, nil)
+	}
+	s.chunkWaits = false
+	s.phase = phaseChunk
+	s.chunkRefused = &refusal{*r, why}
+	s.deadline = now.Add(s.sv.DataTimeout)
+	return out
 }
 
 // bdat reads the command; its octets follow (RFC 3030 §2). They follow a refused BDAT as well, so every refusal is kept until they are
@@ -52,10 +117,11 @@ func (s *Session) bdat(arg []byte, now time.Time, out []byte) []byte {
 		return out
 	}
 	if s.state == haveForwardPath {
-		s.tx.dataDeadline = now.Add(s.sv.DataTimeout)
-		s.enter(haveChunks)
+		s.chunkWaits = true
+		s.phase = phaseCommand
+		return s.judge(policy.AtData, now, out)
 	}
-	s.deadline = s.tx.dataDeadline
+	s.dataDeadline(now)
 	return out
 }
 
@@ -175,7 +241,19 @@ func (s *Session) endData(now time.Time, out []byte) []byte {
 	if why := s.verdict(); why != nil {
 		return s.refuseMessage(out, why, s.perRecipient())
 	}
-	return s.suspend(now, out)
+	s.phase = phaseCommand
+	return s.judge(policy.AtMessage, now, out)
+}
+
+// messageTaken stops the session until Committed. It has no reply: that is the point.
+func (s *Session) messageTaken(_ *smtpcodec.Reply, now time.Time, out []byte) []byte {
+	s.tx.env.Arrived = now
+	s.phase, s.deadline = phaseCommit, time.Time{}
+	return out
+}
+
+func (s *Session) messageRefused(r *smtpcodec.Reply, why Reason, now time.Time, out []byte) []byte {
+	return s.refuseMessage(out, &refusal{*r, why}, s.perRecipient())
 }
 
 // endChunk is reached behind the last octet of a BDAT.
@@ -199,7 +277,7 @@ func (s *Session) endChunk(now time.Time, out []byte) []byte {
 		return s.refuseMessage(out, why, replies)
 	}
 	if s.chunkLast {
-		return s.suspend(now, out)
+		return s.judge(policy.AtMessage, now, out)
 	}
 	s.tell(StageData, 250)
 	out = strconv.AppendInt(append(out, "250 2.0.0 "...), s.chunkSize, 10)
@@ -225,13 +303,6 @@ func (s *Session) refuseMessage(out []byte, why *refusal, replies int) []byte {
 	return out
 }
 
-// suspend stops the session until Committed. It has no reply: that is the point.
-func (s *Session) suspend(now time.Time, out []byte) []byte {
-	s.tx.env.Arrived = now
-	s.phase, s.deadline = phaseCommit, time.Time{}
-	return out
-}
-
 // TakeEnvelope moves ownership of the finished envelope to the caller; id becomes its ID and stands in its Received field.
 // It is called once for each AwaitCommit.
 func (s *Session) TakeEnvelope(id envelope.ID) *envelope.Envelope {
@@ -241,7 +312,8 @@ func (s *Session) TakeEnvelope(id envelope.ID) *envelope.Envelope {
 	tx := s.tx
 	env := tx.env
 	env.ID, tx.id = id, id
-	s.res.scratch = appendReceived(s.res.scratch[:0], env, s.sv.Hostname)
+	s.res.scratch = append(s.res.scratch[:0], tx.fields...)
+	s.res.scratch = appendReceived(s.res.scratch, env, s.peer.TLS, s.sv.Hostname)
 	env.Trace = env.Keep(s.res.scratch)
 	if s.sv.LMTP {
 		for i := range env.Recipients {
@@ -254,27 +326,66 @@ func (s *Session) TakeEnvelope(id envelope.ID) *envelope.Envelope {
 }
 
 // Committed ends AwaitCommit. refusal nil means that the message is durable: this is the only place that says so to a client.
-// refusal may also stand for a message that never was taken (a full queue), which is then released. The caller owns the envelope it
-// took and releases it. Codes 421 and 221 close the session.
-func (s *Session) Committed(refusal *smtpcodec.Reply, now time.Time, out []byte) ([]byte, Step) {
+// refusal may also stand for a message that never was taken (a full queue), which is then released. env is the envelope that was taken, borrowed
+// from its owner, who releases it afterwards. Codes 421 and 221 close the session.
+//
+// Validators may put other words in place of a 250, or refuse in its place: the client sends the message again then, which is twice rather than
+// never. Nothing turns a refusal into a 250.
+func (s *Session) Committed(env *envelope.Envelope, refusal *smtpcodec.Reply, now time.Time, out []byte) ([]byte, Step) {
 	if s.phase != phaseCommit {
 		panic("session: Committed without a message that awaits it")
 	}
 	if refusal == nil && s.tx.env != nil {
 		panic("session: a message is committed whose envelope was never taken")
 	}
+	var told *smtpcodec.Reply
+	if len(s.sv.at[policy.AtQueued]) > 0 {
+		told, refusal = s.tellQueued(env, refusal)
+	}
 	s.phase = phaseCommand
-	if refusal == nil {
-		out = s.appendQueued(out)
-		s.tell(StageMessage, 250)
-	} else {
+	switch {
+	case refusal != nil:
 		for range s.perRecipient() - 1 {
 			out = refusal.AppendTo(out)
 		}
 		out = s.refuseWith(out, StageMessage, refusal, reasonOf(refusal), nil)
+	case told != nil:
+		for range s.perRecipient() - 1 {
+			out = told.AppendTo(out)
+		}
+		out = s.answer(out, StageMessage, told)
+		s.junk = 0
+	default:
+		out = s.appendQueued(out)
+		s.tell(StageMessage, 250)
+		s.junk = 0
 	}
 	s.dropTransaction()
 	return s.settle(out, now), s.step()
+}
+
+// tellQueued asks the validators what to make of the queue's answer: told replaces the 250, refused refuses.
+func (s *Session) tellQueued(env *envelope.Envelope, refusal *smtpcodec.Reply) (told, refused *smtpcodec.Reply) {
+	reply := smtpcodec.Reply{Code: 250, Enhanced: smtpcodec.EnhancedCode{Class: 2, Subject: 6}, Text: "Message queued as " + s.tx.id.String()}
+	if refusal != nil {
+		reply = *refusal
+	}
+	mine := s.tx.env
+	if mine == nil {
+		s.tx.env = env
+	}
+	r := s.tellOf(policy.AtQueued, reply)
+	s.tx.env = mine
+	switch {
+	case r.Code/100 == 2 && r.Code != 221 && refusal == nil:
+		if r == reply {
+			return nil, nil
+		}
+		return &r, nil
+	case r.Code/100 == 2:
+		return nil, refusal // what is not queued is not acknowledged, whoever says so
+	}
+	return nil, &r
 }
 
 // appendQueued appends the 250 that takes responsibility for a message (RFC 5321 §4.2.5), with LMTP one for each recipient in the

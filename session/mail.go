@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/policy"
 	"github.com/fastedge/fastedge/smtpcodec"
 )
 
@@ -14,9 +15,18 @@ type transaction struct {
 	received     fieldCounter
 	size         int64 // message bytes so far, thrown away ones included
 	recipients   int   // accepted
+	announced    int64 // SIZE= of MAIL, 0 when there was none
 	dataDeadline time.Time
-	wasted       bool // data is decoded and thrown away; verdict says why
+	lookedAt     int64 // size when the data rate was last looked at
+	wasted       bool  // data is decoded and thrown away; verdict says why
 	outOfMemory  bool
+
+	// The path in question, and what came with a forward-path. They borrow from the command, or from asked while validators are asked.
+	path   smtpcodec.Path
+	orcpt  []byte
+	notify envelope.Notify
+	asked  []byte
+	fields []byte // header fields that validators put before the message
 
 	// After TakeEnvelope: what Committed prints. paths holds the forward-paths one after the other, ends where each one ends; only
 	// LMTP fills them, because the envelope is out of reach by then.
@@ -30,9 +40,22 @@ type transaction struct {
 // offer is the set of parameters that the client may use now: none after HELO (RFC 5321 §2.2.1).
 func (s *Session) offer() smtpcodec.Offer {
 	if s.extended {
-		return s.sv.offer
+		return s.offers().params
 	}
 	return 0
+}
+
+// question makes path, and orcpt, the ones that validators are asked about.
+func (s *Session) question(at policy.Stage, path smtpcodec.Path, orcpt []byte) {
+	tx := s.tx
+	if len(s.sv.at[at]) > 0 {
+		// An answer may take longer than the command's bytes live.
+		tx.asked = append(append(tx.asked[:0], path.Mailbox...), orcpt...)
+		whole := tx.asked[:len(path.Mailbox):len(path.Mailbox)]
+		path.Mailbox, path.Local, path.Domain = whole, whole[:len(path.Local)], whole[len(whole)-len(path.Domain):]
+		orcpt = tx.asked[len(whole):]
+	}
+	tx.path, tx.orcpt = path, orcpt
 }
 
 // mail opens a transaction (RFC 5321 §3.3, §4.1.1.2).
@@ -40,6 +63,12 @@ func (s *Session) mail(arg []byte, now time.Time, out []byte) []byte {
 	a, bad := smtpcodec.ParseMail(arg, s.offer())
 	if bad != smtpcodec.ErrNone {
 		return s.refuse(out, StageMail, syntaxRefusals[bad], arg)
+	}
+	switch {
+	case s.sv.TLS == TLSRequired && s.peer.TLS == nil:
+		return s.refuse(out, StageMail, &refuseNeedTLS, arg)
+	case s.sv.AuthRequired && s.login == nil:
+		return s.refuse(out, StageMail, &refuseNeedAuth, arg)
 	}
 	s.transactions++
 	switch {
@@ -72,10 +101,28 @@ func (s *Session) mail(arg []byte, now time.Time, out []byte) []byte {
 		Listener: s.sv.Listener,
 		Session:  s.peer.ID,
 	}
+	if s.login != nil {
+		env.Client.User = env.KeepString(s.login.user)
+	}
 	tx.scan.Normalize = s.sv.Normalize && env.Body != envelope.BodyBinaryMIME
+	tx.announced = max(a.Size, 0)
+	s.question(policy.AtMail, a.Path, nil)
+	return s.judge(policy.AtMail, now, out)
+}
+
+func (s *Session) reversePathTaken(told *smtpcodec.Reply, now time.Time, out []byte) []byte {
 	s.enter(haveReversePath)
+	if told != nil {
+		return s.answer(out, StageMail, told)
+	}
 	s.tell(StageMail, 250)
-	return appendPathOk(out, "250 2.1.0 <", a.Path.Mailbox, &replySenderOk)
+	return appendPathOk(out, "250 2.1.0 <", s.tx.env.ReversePath, &replySenderOk)
+}
+
+func (s *Session) reversePathRefused(r *smtpcodec.Reply, why Reason, now time.Time, out []byte) []byte {
+	out = s.refuseWith(out, StageMail, r, why, s.tx.path.Mailbox)
+	s.dropTransaction()
+	return out
 }
 
 // rcpt adds a forward-path (RFC 5321 §3.3, §4.1.1.3). A refused one leaves the transaction open (RFC 2920 §3.1).
@@ -91,21 +138,36 @@ func (s *Session) rcpt(arg []byte, now time.Time, out []byte) []byte {
 	}
 	var decided *smtpcodec.Reply
 	if s.sv.Accept != nil {
-		decided = s.sv.Accept(a.Path, s.peer.MayRelay)
+		decided = s.sv.Accept(a.Path, s.mayRelay())
 	}
 	if decided != nil && decided.Code/100 != 2 {
 		s.refusedRecipient()
 		return s.refuseWith(out, StageRcpt, decided, reasonOf(decided), arg)
 	}
+	s.tx.notify = envelope.Notify(a.Notify)
+	s.question(policy.AtRcpt, a.Path, a.ORcpt)
+	if len(s.sv.at[policy.AtRcpt]) == 0 {
+		return s.forwardPathTaken(decided, now, out)
+	}
+	s.told = decided
+	return s.judgeFrom(policy.AtRcpt, 0, now, out)
+}
 
-	s.tx.env.AddRecipient(a.Path.Mailbox, a.ORcpt, envelope.Notify(a.Notify))
-	s.tx.recipients++
+func (s *Session) forwardPathTaken(told *smtpcodec.Reply, now time.Time, out []byte) []byte {
+	tx := s.tx
+	tx.env.AddRecipient(tx.path.Mailbox, tx.orcpt, tx.notify)
+	tx.recipients++
 	s.enter(haveForwardPath)
-	if decided != nil { // 251, say: any 2yz is an acceptance
-		return s.answer(out, StageRcpt, decided)
+	if told != nil { // 251, say: any 2yz is an acceptance
+		return s.answer(out, StageRcpt, told)
 	}
 	s.tell(StageRcpt, 250)
-	return appendPathOk(out, "250 2.1.5 <", a.Path.Mailbox, &replyRecipientOk)
+	return appendPathOk(out, "250 2.1.5 <", tx.path.Mailbox, &replyRecipientOk)
+}
+
+func (s *Session) forwardPathRefused(r *smtpcodec.Reply, why Reason, now time.Time, out []byte) []byte {
+	s.refusedRecipient()
+	return s.refuseWith(out, StageRcpt, r, why, s.tx.path.Mailbox)
 }
 
 func (s *Session) refusedRecipient() {

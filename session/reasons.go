@@ -30,6 +30,15 @@ const (
 	ReasonTimeout
 	ReasonHTTP
 	ReasonShutdown
+	ReasonPolicy    // a validator's decision
+	ReasonValidator // a validator that failed
+	ReasonTLS
+	ReasonAuth
+	ReasonAuthFailed
+	ReasonAuthUnavailable
+	ReasonAuthFailures
+	ReasonJunk
+	ReasonDataRate
 	NumReasons
 )
 
@@ -66,6 +75,15 @@ var reasons = [NumReasons]struct {
 	ReasonTimeout:             {word: "timeout"},
 	ReasonHTTP:                {word: "http"},
 	ReasonShutdown:            {word: "shutdown"},
+	ReasonPolicy:              {word: "policy"},
+	ReasonValidator:           {word: "validator_failed"},
+	ReasonTLS:                 {word: "tls"},
+	ReasonAuth:                {word: "auth", counts: true},
+	ReasonAuthFailed:          {word: "auth_failed"}, // limits.auth_failures counts these
+	ReasonAuthUnavailable:     {word: "auth_unavailable"},
+	ReasonAuthFailures:        {word: "auth_failures"},
+	ReasonJunk:                {word: "junk_commands"},
+	ReasonDataRate:            {word: "data_rate"},
 }
 
 // String gives the word.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 
 	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/policy"
 )
 
 // receivedDate is RFC 5322 §3.3 for a time in UTC.
@@ -16,10 +17,10 @@ const receivedDate = "Mon, 02 Jan 2006 15:04:05 +0000"
 //		for <rcpt@example.net>;
 //		Sun, 22 Nov 2026 08:00:39 +0000
 //
-// The for clause is left out when there are several recipients: it may name only one (RFC 5321 §4.4), and would tell the others,
+// After a handshake the protocol is followed by a comment, (TLS1.3 TLS_AES_128_GCM_SHA256). The for clause is left out when there are several recipients: it may name only one (RFC 5321 §4.4), and would tell the others,
 // blind copies among them, about that one (RFC 5321 §7.2).
 // Nothing that a stranger chose can end the field, a comment or a line in it.
-func appendReceived(dst []byte, env *envelope.Envelope, hostname string) []byte {
+func appendReceived(dst []byte, env *envelope.Envelope, tls *policy.TLS, hostname string) []byte {
 	dst = append(dst, "Received: from "...)
 	dst = appendWord(dst, env.Client.Helo)
 	if a := env.Client.Addr.Addr(); a.IsValid() { // a unix socket has none
@@ -32,6 +33,11 @@ func appendReceived(dst []byte, env *envelope.Envelope, hostname string) []byte 
 	}
 	dst = append(append(dst, "\r\n\tby "...), hostname...)
 	dst = append(append(dst, " (fastedge) with "...), env.Client.Protocol...)
+	if tls != nil {
+		dst = appendWord(append(dst, "\r\n\t("...), []byte(tls.Version))
+		dst = appendWord(append(dst, ' '), []byte(tls.Cipher))
+		dst = append(dst, ')')
+	}
 	dst = append(dst, " id "...)
 	dst = env.ID.AppendTo(dst)
 	if len(env.Recipients) == 1 && mayStandInField(env.Recipients[0].Path, env.SMTPUTF8) {

@@ -29,6 +29,9 @@ var (
 	replyVrfy = reply(252, 5, 0, "Cannot VRFY user, but will accept message and attempt delivery")
 
 	// RFC 5321 §4.2.1: 354 is no final reply, so it has no enhanced code (RFC 2034 §3 gives codes to 2yz, 4yz and 5yz only).
+	replyGoAhead = reply(220, 7, 0, "Go ahead")                  // RFC 3207 §4
+	replyAuthOk  = reply(235, 7, 0, "Authentication successful") // RFC 4954 §4
+
 	replyStartData = smtpcodec.Reply{Code: 354, Text: "Start mail input; end with <CRLF>.<CRLF>"}
 	// For a path that may not be printed; see appendPathOk.
 	replySenderOk    = reply(250, 1, 0, "Ok")
@@ -48,6 +51,21 @@ var (
 	refuseNoRecipients     = refuse(554, 5, 1, "No valid recipients", ReasonNoRecipients)
 	refuseTooManyRcpt      = refuse(452, 5, 3, "Too many recipients", ReasonTooManyRecipients)
 
+	refuseNeedTLS  = refuse(530, 7, 0, "Must issue a STARTTLS command first", ReasonTLS) // RFC 3207 §4
+	refuseNeedAuth = refuse(530, 7, 0, "Authentication required", ReasonAuth)            // RFC 4954 §6
+	refuseFailed   = refuse(451, 3, 0, "Requested action aborted, try again later", ReasonValidator)
+
+	// RFC 4954 §4 and §6.
+	refuseAuthInClear     = refuse(538, 7, 11, "Encryption required for authentication", ReasonAuth)
+	refuseMechanism       = refuse(504, 5, 4, "Unrecognized authentication type", ReasonAuth)
+	refuseAuthCanceled    = refuse(501, 7, 0, "Authentication canceled by client", ReasonAuth)
+	refuseAuthEncoding    = refuse(501, 5, 2, "Cannot decode authentication response", ReasonAuth)
+	refuseAuthMalformed   = refuse(501, 5, 2, "Invalid authentication response", ReasonAuth)
+	refuseAuthLineTooLong = refuse(500, 5, 6, "Authentication exchange line is too long", ReasonLineTooLong)
+	refuseAuthFailed      = refuse(535, 7, 8, "Authentication credentials invalid", ReasonAuthFailed)
+	refuseAuthUnavailable = refuse(454, 7, 0, "Temporary authentication failure", ReasonAuthUnavailable)
+	refuseAuthThrottled   = refuse(454, 7, 0, "Too many authentication failures, try again later", ReasonAuthFailures)
+
 	refuseBareInData = refuse(554, 6, 0, "Bare CR or LF in message, lines end with CRLF", ReasonBareNewline)
 	refuseTooBig     = refuse(552, 3, 4, "Message exceeded size limit", ReasonSize)
 	refuseLoop       = refuse(554, 4, 6, "Too many hops, mail loop", ReasonLoop)
@@ -57,6 +75,9 @@ var (
 	closeTimeout             = refuse(421, 4, 2, "Connection timed out", ReasonTimeout)
 	closeShutdown            = refuse(421, 3, 2, "Service shutting down", ReasonShutdown)
 	closeTooManyErrors       = refuse(421, 7, 0, "Too many errors", ReasonTooManyErrors)
+	closeTooManyAuthFailures = refuse(421, 7, 0, "Too many authentication failures, see limits.auth_failures", ReasonAuthFailures)
+	closeTooMuchJunk         = refuse(421, 7, 0, "Too many commands without mail, see limits.junk_commands", ReasonJunk)
+	closeTooSlow             = refuse(421, 4, 2, "Message data comes too slowly, see limits.data_rate", ReasonDataRate)
 	closeTooManyTransactions = refuse(421, 7, 0, "Too many transactions, open a new session", ReasonTooManyTransactions)
 	closeHTTP                = refuse(421, 7, 0, "This is a mail server, not HTTP", ReasonHTTP)
 )

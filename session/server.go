@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/policy"
 	"github.com/fastedge/fastedge/smtpcodec"
 )
 
@@ -45,9 +46,43 @@ type Options struct {
 	// DataTimeout is the time for one message's data, from the 354 or the first BDAT to its end. Default 10 minutes.
 	DataTimeout time.Duration
 	// Accept decides about a forward-path: nil or a 2yz reply accepts it, anything else is the answer, and 421 closes too. Nil
-	// accepts all. It runs on the loop, must not block, and borrows path. relay is Peer.MayRelay.
+	// accepts all. It runs on the loop, must not block, and borrows path. relay is Peer.MayRelay, or that the client has logged in.
 	Accept func(path smtpcodec.Path, relay bool) *smtpcodec.Reply
+
+	// TLS says whether STARTTLS is offered, and needed. A Peer with TLS has it already.
+	TLS TLSMode
+	// Auth lists the SASL mechanisms to offer (RFC 4954), strongest first, in their own spelling. EXTERNAL is offered to clients
+	// with a verified certificate, and -PLUS mechanisms where the TLS is our own. Empty: no AUTH.
+	Auth []string
+	// AuthInClear offers AUTH without TLS too: for listeners that only this machine reaches.
+	AuthInClear bool
+	// AuthRequired refuses MAIL before AUTH with 530 5.7.0.
+	AuthRequired bool
+	// MaxAuthFailures is how many failed AUTH commands are answered with 535; the next one gets 421. Default 3.
+	MaxAuthFailures int
+	// MaxJunk is how many commands that bring no mail on its way (NOOP, RSET, VRFY, EXPN, HELP, HELO and EHLO) a session may have for
+	// each message; the next one gets 421. Default 100.
+	MaxJunk int
+	// MinDataRate is how many bytes of message data a client must send in a second, averaged over a minute; a slower one gets 421.
+	// Zero: no limit but DataTimeout.
+	MinDataRate int64
+	// Validators decide, in order, at the stages that they name; the first that refuses is the last that is asked. They are asked
+	// after the session's own checks and Accept.
+	Validators []policy.Validator
+	// PolicyTimeout is how long a validator may take; then it has failed: 451 4.3.0. The same holds for a step of AUTH: 454 4.7.0.
+	// Default 30 seconds.
+	PolicyTimeout time.Duration
 }
+
+// TLSMode says what a listener does about encryption.
+type TLSMode uint8
+
+// STARTTLS is not offered, offered, or needed before MAIL and AUTH (RFC 3207 §4).
+const (
+	TLSOff TLSMode = iota
+	TLSOpportunistic
+	TLSRequired
+)
 
 const (
 	defaultMessageBytes = 25 << 20
@@ -55,6 +90,8 @@ const (
 	defaultErrors       = 20
 	defaultLineBytes    = 2048
 	defaultReceived     = 100
+	defaultAuthFailures = 3
+	defaultJunk         = 100
 )
 
 func (o *Options) setDefaults() {
@@ -66,6 +103,9 @@ func (o *Options) setDefaults() {
 	setDefault(&o.MaxReceived, defaultReceived)
 	setDefault(&o.CommandTimeout, 5*time.Minute)
 	setDefault(&o.DataTimeout, 10*time.Minute)
+	setDefault(&o.MaxAuthFailures, defaultAuthFailures)
+	setDefault(&o.MaxJunk, defaultJunk)
+	setDefault(&o.PolicyTimeout, 30*time.Second)
 }
 
 func setDefault[T comparable](value *T, otherwise T) {
@@ -80,42 +120,48 @@ func setDefault[T comparable](value *T, otherwise T) {
 type Server struct {
 	Options          // with the defaults filled in; for reading only
 	greeting  []byte // the whole 220
-	ehlo      []byte // what stands before the client's name in the answer to EHLO or LHLO
-	ehloRest  []byte // and behind it: CRLF and all further lines
-	offer     smtpcodec.Offer
+	offers    [numSecurities]offers
 	chunking  bool
 	oversized refusal // SIZE= over the limit
+	maxLine   int     // of a command
+	at        [policy.NumStages][]policy.Validator
 }
 
-// NewServer compiles o.
+// offers is what EHLO says and allows at one degree of security.
+type offers struct {
+	ehlo       []byte // what stands before the client's name in the answer to EHLO or LHLO
+	ehloRest   []byte // and behind it: CRLF and all further lines
+	params     smtpcodec.Offer
+	mechanisms []string
+}
+
+// NewServer compiles o. It panics when a validator names a stage that there is not.
 func NewServer(o Options) *Server {
 	o.setDefaults()
-	sv := &Server{Options: o}
+	sv := &Server{Options: o, maxLine: o.MaxLineBytes}
 
 	protocol := "ESMTP"
 	if o.LMTP {
 		protocol = "LMTP"
 	}
 	sv.greeting = []byte("220 " + o.Hostname + " " + protocol + " Mail Gateway\r\n")
-
-	rows := offered(&o)
-	sv.ehlo, sv.ehloRest = []byte("250-Hello "), []byte("\r\n")
-	if len(rows) == 0 {
-		sv.ehlo = []byte("250 Hello ")
+	for sec := range sv.offers {
+		sv.offers[sec] = offersOf(&o, security(sec))
 	}
-	for i, e := range rows {
-		separator := byte('-')
-		if i == len(rows)-1 {
-			separator = ' ' // RFC 5321 §4.2.1: the last line of a reply
+	sv.chunking = offered(&o, "CHUNKING")
+	if len(o.Auth) > 0 {
+		sv.maxLine = max(sv.maxLine, maxAuthLineBytes)
+	}
+	for _, v := range o.Validators {
+		stages := v.Stages()
+		if stages >= 1<<policy.NumStages {
+			panic("session: a validator names a stage that there is not")
 		}
-		sv.ehloRest = append(append(sv.ehloRest, "250"...), separator)
-		sv.ehloRest = append(sv.ehloRest, e.word...)
-		if e.param != nil {
-			sv.ehloRest = e.param(sv.ehloRest, &o)
+		for st := range policy.NumStages {
+			if stages.Has(st) {
+				sv.at[st] = append(sv.at[st], v)
+			}
 		}
-		sv.ehloRest = append(sv.ehloRest, "\r\n"...)
-		sv.offer |= e.offer
-		sv.chunking = sv.chunking || e.word == "CHUNKING"
 	}
 
 	limit := strconv.FormatInt(o.MaxMessageBytes, 10)
@@ -134,6 +180,7 @@ type Resources struct {
 	// Observer is told of every reply; may be nil.
 	Observer Observer
 
+	event   policy.Event // what validators are asked, one at a time
 	free    *transaction // idle ones, linked by next
 	idle    int
 	scratch []byte // where a Received field is put together
@@ -164,8 +211,8 @@ func (r *Resources) release(tx *transaction) {
 	if tx.env != nil {
 		tx.env.Release()
 	}
-	*tx = transaction{paths: tx.paths[:0], ends: tx.ends[:0]}
-	if r.idle < maxIdleTransactions && cap(tx.paths) <= wasteBytes {
+	*tx = transaction{paths: tx.paths[:0], ends: tx.ends[:0], fields: tx.fields[:0]}
+	if r.idle < maxIdleTransactions && cap(tx.paths) <= wasteBytes && cap(tx.fields) <= wasteBytes {
 		tx.next, r.free = r.free, tx
 		r.idle++
 	}
@@ -178,6 +225,8 @@ type Stage uint8
 const (
 	StageConnect Stage = iota
 	StageHelo
+	StageTLS
+	StageAuth
 	StageMail
 	StageRcpt
 	StageData    // DATA and BDAT commands
@@ -186,7 +235,7 @@ const (
 	NumStages
 )
 
-var stageNames = [NumStages]string{"connect", "helo", "mail", "rcpt", "data", "message", "other"}
+var stageNames = [NumStages]string{"connect", "helo", "tls", "auth", "mail", "rcpt", "data", "message", "other"}
 
 // String gives the stage as a word for logs and metrics.
 func (st Stage) String() string {
@@ -203,4 +252,7 @@ type Observer interface {
 	// Refused is called in addition for each 4yz and 5yz. arg is the command's argument, or the line when there was no command in
 	// it: hostile bytes, to be quoted before they are printed.
 	Refused(s *Session, stage Stage, r *smtpcodec.Reply, reason Reason, arg []byte)
+	// ValidatorFailed is called when a validator did not decide: an error, a panic, or no answer in time. The client gets 451 4.3.0 where
+	// it can be told.
+	ValidatorFailed(s *Session, at policy.Stage, err error)
 }

@@ -2,17 +2,21 @@ package session
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/policy"
 	"github.com/fastedge/fastedge/smtpcodec"
 )
 
 // Peer is what is known at connect.
 type Peer struct {
-	Addr     netip.AddrPort // zero on a unix socket
-	MayRelay bool           // listed in relay_from
-	ID       envelope.ID    // the session's id, as in the logs
+	Addr     netip.AddrPort  // the client's; zero on a unix socket
+	MayRelay bool            // listed in relay_from
+	ID       envelope.ID     // the session's id, as in the logs
+	TLS      *policy.TLS     // nil in clear
+	Proxy    *netip.AddrPort // a proxy's own address, nil without one
 }
 
 // Step is what the session wants next.
@@ -22,6 +26,9 @@ type Step uint8
 const (
 	NeedInput   Step = iota // feed more bytes when they come
 	AwaitCommit             // take the envelope with TakeEnvelope, submit it, answer with Committed
+	AwaitPolicy             // arm Pending; when it is answered, call Decided
+	AwaitAuth               // take AuthRequest to the SASL mechanism, answer with AuthDone
+	StartTLS                // call AnswerTLS, send the 220, throw away what else came in clear, shake hands, call Secured
 	Close                   // send what was appended, then close
 )
 
@@ -38,7 +45,11 @@ const (
 	phaseSkipLine              // the rest of a line that was too long
 	phaseData                  // mail data behind 354
 	phaseChunk                 // the octets of a BDAT, also of a refused one
+	phaseAuthLine              // the client's response to a SASL challenge
 	phaseCommit                // nobody's yet: the message waits for its commit
+	phasePolicy                // nobody's yet: a validator takes its time
+	phaseAuth                  // nobody's yet: a SASL step is being worked out
+	phaseTLS                   // nobody's yet: STARTTLS, and the handshake
 )
 
 // state is how far the dialogue has come (RFC 5321 §4.1.4). Each is a bit, so that the command table can name sets of them.
@@ -51,8 +62,10 @@ const (
 	recipientsRefused                   // MAIL accepted, every RCPT so far refused
 	haveForwardPath                     // at least one RCPT accepted
 	haveChunks                          // at least one BDAT accepted
+	barred                              // refused in place of the greeting, or after a handshake
 
 	anywhere = connected | greeted | inTransaction
+	always   = anywhere | barred
 	// inTransaction is where an envelope is attached.
 	inTransaction = haveReversePath | recipientsRefused | haveForwardPath | haveChunks
 )
@@ -67,6 +80,7 @@ type Session struct {
 	tx  *transaction // nil outside a transaction
 
 	peer     Peer
+	login    *login // nil before AUTH
 	helo     []byte
 	deadline time.Time // zero: never
 
@@ -75,15 +89,26 @@ type Session struct {
 	chunkSize    int64
 	chunkRefused *refusal
 	chunkLast    bool
+	chunkWaits   bool // the first one: validators are asked before its octets are read
 
 	phase    phase
 	state    state
 	lastCR   bool // in phaseSkipLine: the byte before was CR
 	extended bool // EHLO or LHLO rather than HELO
 	draining bool // 421 4.3.2 as soon as no transaction is open
+	upgraded bool // TLS came by STARTTLS
+	vouched  bool // the validators at AtTLS have been asked
+
+	asked   policy.Stage     // of pending
+	askedOf uint16           // its place in the list
+	pending *policy.Pending  // the question that is waited for
+	told    *smtpcodec.Reply // what validators want said in place of our own success
+	sasl    *exchange        // the AUTH being worked out
 
 	errors       uint32 // faulty commands, see reasons
 	transactions uint32 // MAIL commands
+	junk         uint32 // commands since the last message that brought none
+	authFailures uint32
 }
 
 // Open starts the session and appends the greeting. It borrows nothing but sv and res.
@@ -91,26 +116,26 @@ func (s *Session) Open(sv *Server, res *Resources, p Peer, now time.Time, out []
 	p.Addr = netip.AddrPortFrom(p.Addr.Addr().Unmap().WithZone(""), p.Addr.Port())
 	*s = Session{sv: sv, res: res, peer: p, helo: s.helo[:0], phase: phaseCommand, state: connected}
 	s.await(now)
-	s.tell(StageConnect, 220)
-	return append(out, sv.greeting...), NeedInput
+	out = s.judge(policy.AtConnect, now, out)
+	return out, s.step()
 }
 
 // Feed borrows in until it returns, uses consumed bytes of it, and appends replies to out. Unused bytes are fed again with what
-// comes after them. It stops at the first step other than NeedInput; bytes behind QUIT are left alone. A Feed while AwaitCommit is
-// pending panics: its replies would overtake the message's.
+// comes after them. It stops at the first step other than NeedInput; bytes behind QUIT are left alone. A Feed before such a step is answered
+// panics: its replies would overtake the answer's.
 //
 // It also stops behind a command when MaxReplyBytes or more were appended, with NeedInput and part of in unused: the caller sends the
 // replies and feeds the rest, or waits until the client reads.
 func (s *Session) Feed(in []byte, now time.Time, out []byte) (consumed int, o []byte, step Step) {
 	had := len(out)
-	if s.phase == phaseCommit {
-		panic("session: fed while a message awaits its commit")
+	if s.phase >= phaseCommit {
+		panic("session: fed while it is suspended")
 	}
 	for {
 		rest := in[consumed:]
 		switch s.phase {
 		case phaseCommand:
-			line, n, status := smtpcodec.ScanLine(rest, s.sv.MaxLineBytes, s.sv.Normalize)
+			line, n, status := smtpcodec.ScanLine(rest, s.sv.maxLine, s.sv.Normalize)
 			switch status {
 			case smtpcodec.LineMore:
 				return consumed, out, NeedInput
@@ -130,7 +155,18 @@ func (s *Session) Feed(in []byte, now time.Time, out []byte) (consumed int, o []
 				return consumed, out, NeedInput
 			}
 			s.phase = phaseCommand
-			out = s.settle(s.refuse(out, StageOther, &refuseLineTooLong, nil), now)
+			out = s.settle(s.lineTooLong(out), now)
+		case phaseAuthLine:
+			line, n, status := smtpcodec.ScanLine(rest, maxAuthLineBytes, s.sv.Normalize)
+			switch status {
+			case smtpcodec.LineMore:
+				return consumed, out, NeedInput
+			case smtpcodec.LineTooLong:
+				s.phase, s.lastCR = phaseSkipLine, false
+			default:
+				consumed += n
+				out = s.settle(s.authLine(line, status, now, out), now)
+			}
 		case phaseData:
 			n, done := s.scanData(rest)
 			consumed += n
@@ -144,24 +180,42 @@ func (s *Session) Feed(in []byte, now time.Time, out []byte) (consumed int, o []
 				return consumed, out, NeedInput
 			}
 			out = s.settle(s.endChunk(now, out), now)
-		case phaseCommit:
-			return consumed, out, AwaitCommit
-		case phaseClosed:
-			return consumed, out, Close
+		default:
+			return consumed, out, s.step()
 		}
 	}
 }
 
-// Deadline is when Expire is due; the zero time means never (a suspended or closed session).
+func (s *Session) lineTooLong(out []byte) []byte {
+	if s.sasl != nil {
+		s.sasl = nil
+		return s.refuse(out, StageAuth, &refuseAuthLineTooLong, nil)
+	}
+	return s.refuse(out, StageOther, &refuseLineTooLong, nil)
+}
+
+// Deadline is when Expire is due; the zero time means never (a closed session, or one that is suspended for something with a time limit
+// of its own: a commit, a handshake).
 func (s *Session) Deadline() time.Time { return s.deadline }
 
-// Expire is called after the deadline: 421 4.4.2 and Close. Called early, as by a coarse timer, it does nothing.
+// Expire is called after the deadline. A client that is late gets 421 4.4.2 and Close. A validator or a SASL step that is late has failed,
+// and the session goes on; its answer is not wanted any more. Message data that comes fast enough gets a new deadline. Called early, as by a
+// coarse timer, it does nothing.
 func (s *Session) Expire(now time.Time, out []byte) ([]byte, Step) {
 	switch {
 	case s.phase == phaseClosed:
 		return out, Close
 	case s.deadline.IsZero() || now.Before(s.deadline):
 		return out, NeedInput
+	case s.phase == phasePolicy:
+		s.dropQuestion()
+		return s.goOn(smtpcodec.Reply{}, nil, errLate, now, out)
+	case s.phase == phaseAuth:
+		return s.AuthDone(AuthAnswer{Result: AuthUnavailable}, now, out)
+	case s.keepsUp(now):
+		return out, NeedInput
+	case s.inData() && now.Before(s.tx.dataDeadline):
+		return s.refuse(out, StageOther, &closeTooSlow, nil), Close
 	}
 	return s.refuse(out, StageOther, &closeTimeout, nil), Close
 }
@@ -173,12 +227,14 @@ func (s *Session) Shutdown(now time.Time, out []byte) ([]byte, Step) {
 		return out, Close
 	}
 	s.draining = true
-	out = s.leave(out)
-	return out, s.step()
+	if out = s.leave(out); s.phase == phaseClosed {
+		return out, Close
+	}
+	return out, NeedInput
 }
 
 // Abort releases what the session holds; the connection is gone. It may be called at any time and more than once. An envelope that
-// was taken stays its taker's, and Committed must not follow.
+// was taken stays its taker's, and neither Committed nor any other answer may follow.
 func (s *Session) Abort() { s.close() }
 
 // Peer is what Open was given.
@@ -199,26 +255,93 @@ func (s *Session) ReversePath() []byte {
 // InTransaction says whether a mail transaction is open, a message that awaits its commit included.
 func (s *Session) InTransaction() bool { return s.tx != nil }
 
-// Protocol is the word of RFC 3848, and of RFC 6531 §4.3 for a transaction with SMTPUTF8, that stands in Received fields.
-func (s *Session) Protocol() string {
-	utf8 := s.tx != nil && s.tx.env != nil && s.tx.env.SMTPUTF8
-	switch {
-	case s.sv.LMTP && utf8:
-		return "UTF8LMTP"
-	case s.sv.LMTP:
-		return "LMTP"
-	case utf8:
-		return "UTF8SMTP"
-	case s.extended:
-		return "ESMTP"
+// Login gives the authorization identity and the SASL mechanism after AUTH; empty before.
+func (s *Session) Login() (user, mechanism string) {
+	if s.login == nil {
+		return "", ""
 	}
-	return "SMTP"
+	return s.login.user, s.login.mechanism
 }
 
-// step is what Shutdown and Committed give: neither can begin to wait for a commit.
+// protocols are the words of RFC 3848, and of RFC 6531 §4.3 for a transaction with SMTPUTF8, that stand in Received fields: by dialogue,
+// then by 1 for TLS and 2 for AUTH.
+//
+// Deviation: RFC 3848 has no word for HELO within TLS. SMTPS says what happened.
+var protocols = [...][4]string{
+	{"SMTP", "SMTPS", "SMTP", "SMTPS"},
+	{"ESMTP", "ESMTPS", "ESMTPA", "ESMTPSA"},
+	{"UTF8SMTP", "UTF8SMTPS", "UTF8SMTPA", "UTF8SMTPSA"},
+	{"LMTP", "LMTPS", "LMTPA", "LMTPSA"},
+	{"UTF8LMTP", "UTF8LMTPS", "UTF8LMTPA", "UTF8LMTPSA"},
+}
+
+// Protocols lists every word that Protocol can give.
+func Protocols() (all []string) {
+	for _, row := range protocols {
+		for _, word := range row {
+			if !slices.Contains(all, word) {
+				all = append(all, word)
+			}
+		}
+	}
+	return all
+}
+
+// Protocol is the word of RFC 3848 for how the session is held now.
+func (s *Session) Protocol() string {
+	utf8 := s.tx != nil && s.tx.env != nil && s.tx.env.SMTPUTF8
+	row, column := 0, 0
+	switch {
+	case s.sv.LMTP && utf8:
+		row = 4
+	case s.sv.LMTP:
+		row = 3
+	case utf8:
+		row = 2
+	case s.extended:
+		row = 1
+	}
+	if s.peer.TLS != nil {
+		column = 1
+	}
+	if s.login != nil {
+		column += 2
+	}
+	return protocols[row][column]
+}
+
+// security is what the client has reached.
+func (s *Session) security() (sec security) {
+	if t := s.peer.TLS; t != nil {
+		sec = encrypted
+		if !t.Proxied {
+			sec |= bindable
+		}
+		if t.Certificate != nil && t.Certificate.Verified {
+			sec |= certified
+		}
+	}
+	return sec
+}
+
+func (s *Session) offers() *offers { return &s.sv.offers[s.security()] }
+
+// mayRelay says that the client may send to any domain.
+func (s *Session) mayRelay() bool { return s.peer.MayRelay || s.login != nil }
+
+// step is what the session wants, by its phase.
 func (s *Session) step() Step {
-	if s.phase == phaseClosed {
+	switch s.phase {
+	case phaseClosed:
 		return Close
+	case phaseCommit:
+		return AwaitCommit
+	case phasePolicy:
+		return AwaitPolicy
+	case phaseAuth:
+		return AwaitAuth
+	case phaseTLS:
+		return StartTLS
 	}
 	return NeedInput
 }
@@ -226,7 +349,7 @@ func (s *Session) step() Step {
 // settle runs after each complete command and message: the time for the next command begins, and a draining session ends when it
 // is between transactions.
 func (s *Session) settle(out []byte, now time.Time) []byte {
-	if s.phase == phaseCommand {
+	if s.phase == phaseCommand || s.phase == phaseAuthLine {
 		s.await(now)
 	}
 	return s.leave(out)
@@ -257,13 +380,19 @@ func (s *Session) dropTransaction() {
 
 // close ends the session for good and releases what it holds.
 func (s *Session) close() {
+	if s.phase == phaseClosed {
+		return
+	}
+	s.dropQuestion()
+	s.sasl = nil
 	s.dropTransaction()
 	s.phase, s.deadline = phaseClosed, time.Time{}
+	s.tellOf(policy.AtClose, smtpcodec.Reply{})
 }
 
 // leave ends a draining session once it is between transactions and not inside a chunk or a line.
 func (s *Session) leave(out []byte) []byte {
-	if s.draining && s.tx == nil && (s.phase == phaseCommand || s.phase == phaseSkipLine) {
+	if s.draining && s.tx == nil && (s.phase == phaseCommand || s.phase == phaseSkipLine || s.phase == phaseAuthLine) {
 		return s.refuse(out, StageOther, &closeShutdown, nil)
 	}
 	return out

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/policy"
 	"github.com/fastedge/fastedge/pool"
 	"github.com/fastedge/fastedge/session"
 	"github.com/fastedge/fastedge/smtpcodec"
@@ -32,6 +33,10 @@ type Client struct {
 	commit    *smtpcodec.Reply // answer to the next message
 	untaken   bool             // ... without taking its envelope
 	closed    bool
+	busy      bool // no handshake may begin
+	shaking   bool // STARTTLS was answered with 220: what comes in clear is thrown away
+	hanging   bool // a validator does not answer
+	sasl      *mechanism
 }
 
 // setup is what the directives at the top of a transcript say.
@@ -39,38 +44,79 @@ type setup struct {
 	options session.Options
 	memory  int64
 	relay   bool
+	tls     *policy.TLS // the client comes with it
 }
 
 // NewClient opens a session. memory bounds the message data in use, in bytes; zero means no limit.
 func NewClient(o session.Options, memory int64, relay bool) *Client {
-	c := &Client{now: Start, Budget: pool.NewBudget(memory), server: session.NewServer(o)}
+	return newClient(&setup{options: o, memory: memory, relay: relay})
+}
+
+func newClient(s *setup) *Client {
+	c := &Client{now: Start, Budget: pool.NewBudget(s.memory), server: session.NewServer(s.options)}
 	c.resources = &session.Resources{Envelopes: envelope.NewList(pool.NewList(1<<20, c.Budget))}
-	peer := session.Peer{Addr: netip.MustParseAddrPort("192.0.2.7:40025"), MayRelay: relay, ID: envelope.ID{1}}
-	out, step := c.Session.Open(c.server, c.resources, peer, c.now, nil)
-	c.took(out, step)
+	peer := session.Peer{Addr: netip.MustParseAddrPort("192.0.2.7:40025"), MayRelay: s.relay, ID: envelope.ID{1}, TLS: s.tls}
+	c.act(c.Session.Open(c.server, c.resources, peer, c.now, nil))
 	return c
 }
 
 // Send gives bytes to the session in one piece, behind those it has not used.
 func (c *Client) Send(p []byte) {
-	if c.closed {
+	if c.closed || c.shaking {
 		return
 	}
 	c.pending = append(c.pending, p...)
-	for !c.closed {
+	c.feed()
+}
+
+// feed gives what is there to the session, as far as it takes it.
+func (c *Client) feed() {
+	for !c.closed && !c.shaking && !c.hanging {
 		n, out, step := c.Session.Feed(c.pending, c.now, nil)
 		c.pending = c.pending[n:]
-		c.took(out, step)
-		if step == session.NeedInput && n > 0 && len(c.pending) > 0 {
-			continue // the replies were to be sent first
-		}
-		if step != session.AwaitCommit {
+		c.act(out, step)
+		// Replies may have been wanted first, and a step may have been acted on.
+		if n == 0 && step == session.NeedInput || len(c.pending) == 0 {
 			return
 		}
-		if !c.Session.Deadline().IsZero() {
-			c.Lines = append(c.Lines, "error: a suspended session has a deadline")
+	}
+}
+
+// act writes replies down and does what the session wants next, until it wants input.
+func (c *Client) act(out []byte, step session.Step) {
+	c.took(out, step)
+	for {
+		switch step {
+		case session.AwaitCommit:
+			if !c.Session.Deadline().IsZero() {
+				c.Lines = append(c.Lines, "error: a session that waits for a commit has a deadline")
+			}
+			out, step = c.settle()
+		case session.AwaitPolicy:
+			answered := false
+			c.Session.Pending().Arm(func(*policy.Pending) { answered = true })
+			if !answered {
+				c.hanging = true
+				return
+			}
+			out, step = c.Session.Decided(c.now, nil)
+		case session.AwaitAuth:
+			out, step = c.Session.AuthDone(c.work(c.Session.AuthRequest()), c.now, nil)
+		case session.StartTLS:
+			var refusal *smtpcodec.Reply
+			if c.busy {
+				refusal = &smtpcodec.Reply{Code: 454, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 7}, Text: "TLS not available"}
+			}
+			out, step = c.Session.AnswerTLS(refusal, c.now, nil)
+			if step == session.StartTLS {
+				c.shaking, c.pending = true, nil
+				c.took(out, step)
+				return
+			}
+		default:
+			return
 		}
-		c.took(c.settle())
+		c.took(out, step)
 	}
 }
 
@@ -80,13 +126,14 @@ func (c *Client) settle() ([]byte, session.Step) {
 	c.commit = nil
 	if c.untaken {
 		c.untaken = false
-		return c.Session.Committed(refusal, c.now, nil)
+		return c.Session.Committed(nil, refusal, c.now, nil)
 	}
 	c.messages++
 	env := c.Session.TakeEnvelope(envelope.ID{15: c.messages})
 	c.Lines = append(c.Lines, "M: "+describe(env))
-	env.Release() // before Committed: the session must not look at it any more
-	return c.Session.Committed(refusal, c.now, nil)
+	out, step := c.Session.Committed(env, refusal, c.now, nil)
+	env.Release()
+	return out, step
 }
 
 // took splits replies into lines and checks what holds for every reply.
@@ -119,7 +166,9 @@ func (c *Client) took(out []byte, step session.Step) {
 func (c *Client) Wait(d time.Duration) {
 	c.now = c.now.Add(d)
 	if due := c.Session.Deadline(); !c.closed && !due.IsZero() && !c.now.Before(due) {
-		c.took(c.Session.Expire(c.now, nil))
+		c.hanging = false
+		c.act(c.Session.Expire(c.now, nil))
+		c.feed()
 	}
 }
 
@@ -157,6 +206,18 @@ func (c *Client) direct(text string) error {
 			return err
 		}
 		c.Wait(d)
+	case "busy":
+		c.busy = true
+	case "handshake":
+		if !c.shaking {
+			return fmt.Errorf("handshake without STARTTLS")
+		}
+		t, err := parseTLS(strings.Fields(rest))
+		if err != nil {
+			return err
+		}
+		c.shaking = false
+		c.act(c.Session.Secured(t, c.now, nil))
 	case "shutdown":
 		c.took(c.Session.Shutdown(c.now, nil))
 	case "lost":
@@ -204,6 +265,31 @@ func (s *setup) configure(text string) (known bool, err error) {
 		o.MaxReceived = int(number())
 	case "accept":
 		o.Accept = acceptOnly(words[1:])
+	case "tls":
+		modes := map[string]session.TLSMode{"opportunistic": session.TLSOpportunistic, "required": session.TLSRequired}
+		if len(words) != 2 || modes[words[1]] == 0 {
+			return true, fmt.Errorf("tls wants opportunistic or required")
+		}
+		o.TLS = modes[words[1]]
+	case "secure":
+		s.tls, err = parseTLS(words[1:])
+	case "auth":
+		o.Auth = words[1:]
+	case "auth-in-clear":
+		o.AuthInClear = true
+	case "auth-required":
+		o.AuthRequired = true
+	case "auth-failures":
+		o.MaxAuthFailures = int(number())
+	case "junk":
+		o.MaxJunk = int(number())
+	case "data-rate":
+		o.MinDataRate = number()
+	case "at", "pend", "hang", "fail", "panic", "field":
+		var v *validator
+		if v, err = parseValidator(words[0], strings.TrimSpace(strings.TrimPrefix(text, words[0]))); err == nil {
+			o.Validators = append(o.Validators, v)
+		}
 	default:
 		return false, nil
 	}
@@ -260,6 +346,12 @@ func describe(env *envelope.Envelope) string {
 		if len(r.ORcpt) > 0 {
 			fmt.Fprintf(&b, " ORCPT=%s", r.ORcpt)
 		}
+	}
+	if user := env.Client.User; len(user) > 0 {
+		fmt.Fprintf(&b, " | user %s", user)
+	}
+	if fields, _, _ := bytes.Cut(env.Trace, []byte("Received: ")); len(fields) > 0 {
+		fmt.Fprintf(&b, " | fields %q", fields)
 	}
 	fmt.Fprintf(&b, " | %q", bytes.Join(env.Data.AppendBuffers(nil), nil))
 	return b.String()

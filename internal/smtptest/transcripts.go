@@ -115,7 +115,7 @@ func begin(t *testing.T, lines []line) *Client {
 			}
 		}
 	}
-	return NewClient(s.options, s.memory, s.relay)
+	return newClient(&s)
 }
 
 func isSetup(text string) bool {
