@@ -139,7 +139,7 @@ func start(t *testing.T, change func(*Options, *session.Options)) *server {
 	t.Helper()
 	s := &server{t: t, backend: &memory{}, meter: &counter{}, log: &lockedBuffer{}, served: make(chan error, 1)}
 	s.writer = queue.NewWriter(s.backend, queue.Limits{})
-	so := session.Options{Hostname: "mx.example.net", Listener: "mx"}
+	so := session.Options{Hostname: "mx.example.net", Listener: "mx", MaxJunk: 1 << 30}
 	o := Options{
 		Listeners: []Listener{{Name: "mx", Network: "tcp", Address: "127.0.0.1:0"}},
 		Writer:    s.writer,
