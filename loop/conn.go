@@ -1,9 +1,13 @@
 package loop
 
 import (
+	"fmt"
+	"io"
 	"time"
 
+	"github.com/fastedge/fastedge/auth"
 	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/policy"
 	"github.com/fastedge/fastedge/session"
 )
 
@@ -21,69 +25,112 @@ const (
 	replyBye = 221
 )
 
+// phase says where in its life a connection is, and so whose the next byte from the client is.
+type phase uint8
+
+const (
+	phaseProxy     phase = iota // the PROXY header's: a proxy is to say whose connection this is
+	phaseHandshake              // the TLS handshake's, which runs on a goroutine of its own
+	phaseGreet                  // nobody's yet: the greeting is held back
+	phaseOpen                   // the session's
+	phaseSuspended              // nobody's yet: the session waits for a commit, a validator or a SASL step
+	phaseEnding                 // nobody's: the session is over, its last replies are not sent yet
+	phaseLingering              // nobody's: our side is shut down, the client's is waited for
+)
+
 // conn is one connection. Its loop's goroutine owns it.
 type conn struct {
 	sess       session.Session
 	sock       socket
 	lp         *loop
-	prev, next *conn     // wheel slot
-	eod        time.Time // end of the data of the message that awaits its commit
-	since      time.Time // blocked or lingering since
-	unread     int       // blocked: bytes of replies that waited when last looked at
-	logged     uint64    // reasons of refusals already logged for this session
+	prev, next *conn          // wheel slot
+	pre        *arrival       // until the session is open, where that takes time
+	sec        *secure        // TLS, nil in clear
+	exchange   *auth.Exchange // the SASL exchange that is not over, if any
+	eod        time.Time      // end of the data of the message that awaits its commit
+	since      time.Time      // blocked or lingering since
+	unread     int            // blocked: bytes of replies that waited when last looked at
+	logged     uint64         // reasons of refusals already logged for this session
 	listener   uint16
 	slot       uint16
 	look       time.Duration // when its slot comes up, on the wheel's clock
-	placed     bool          // in the wheel
-	bye        bool          // the client has said QUIT
-	closed     bool          // gnet has let go of it
-	suspended  bool          // a message awaits its commit
-	blocked    bool          // the client does not read its replies
-	paused     bool          // its socket is not read
-	ending     bool          // the session is over, its last replies are not sent yet
-	lingering  bool          // our side is shut down, waiting for the client's
+	phase      phase
+	first      firstBytes
+	placed     bool // in the wheel
+	gated      bool // counted by the listener's Gate
+	bye        bool // the client has said QUIT
+	closed     bool // gnet has let go of it
+	blocked    bool // the client does not read its replies
+	paused     bool // its socket is not read
 }
 
-func (c *conn) id() envelope.ID { return c.sess.Peer().ID }
+func (c *conn) id() envelope.ID { return c.peer().ID }
 
 // readable is called when bytes came in. Runs on: event loop; must not block.
 func (c *conn) readable(now time.Time) {
-	switch {
-	case c.lingering:
+	if c.first != firstSeen && !c.looksGood() {
+		return
+	}
+	switch c.phase {
+	case phaseOpen:
+		if c.blocked {
+			c.boundStash(now)
+			return
+		}
+		c.burst(now, c.lp.out[:0], session.NeedInput)
+	case phaseSuspended:
+		c.boundStash(now)
+	case phaseHandshake:
+		c.feedHandshake(now)
+	case phaseProxy:
+		c.proxied(now)
+	case phaseGreet:
+		c.early(now)
+	case phaseEnding:
+		c.consumeAll()
+	case phaseLingering:
 		c.unread += c.consumeAll()
 		if c.unread > lingerBytes {
 			c.close()
 		}
-	case c.ending:
-		c.consumeAll()
-	case c.suspended, c.blocked:
-		c.boundStash(now)
-	default:
-		c.burst(now, c.lp.out[:0], session.NeedInput)
 	}
 }
 
-// burst feeds what has come in to the session and writes the replies once; out and step are what a resumed session has said already.
-// A session whose client does not read is not fed, also when a commit resumes it: lookAtBlocked does it when the client has read.
+// burst feeds what has come in to the session and writes the replies once; out and step are what an opened or resumed session has said
+// already. A session whose client does not read is not fed, also when a commit resumes it: lookAtBlocked does it when the client has read.
+// What the session wants next is done here, and nowhere else.
 func (c *conn) burst(now time.Time, out []byte, step session.Step) {
 	c.lp.cur = c
-	in := c.peek()
-	used := 0
-	for step == session.NeedInput && !c.blocked && used < len(in) {
-		part := in[used:min(len(in), used+feedBytes)]
-		var n int
-		n, out, step = c.sess.Feed(part, now, out)
-		used += n
-		if step == session.AwaitCommit {
-			if r := c.lp.submit(c, now); r != nil {
-				out, step = c.sess.Committed(nil, r, now, out)
-			}
+	var in []byte
+	peeked, used := false, 0
+feed:
+	for c.phase == phaseOpen && step != session.Close {
+		if step != session.NeedInput {
+			out, step = c.act(step, now, out)
 			continue
 		}
-		if n == 0 {
-			break // the rest is the beginning of a line
+		if c.blocked {
+			break
 		}
-		if len(out) >= flushBytes && step == session.NeedInput {
+		if !peeked {
+			if in, peeked = c.peek(), true; c.closed {
+				return
+			}
+		}
+		n := 0
+		if used < len(in) {
+			n, out, step = c.sess.Feed(in[used:min(len(in), used+feedBytes)], now, out)
+			used += n
+		}
+		switch {
+		case step != session.NeedInput:
+		case n == 0: // the rest is the beginning of a line
+			if c.sec == nil || !c.sec.full {
+				break feed
+			}
+			c.consume(used) // there is more than fits into the loop's buffer
+			peeked, used = false, 0
+		case len(out) >= flushBytes:
 			c.flush(out, now)
 			out = out[:0]
 			if c.closed {
@@ -91,15 +138,24 @@ func (c *conn) burst(now time.Time, out []byte, step session.Step) {
 			}
 		}
 	}
-	c.consume(used)
+	if c.phase == phaseHandshake {
+		c.beginTLS(out, used, now)
+		return
+	}
+	if peeked {
+		c.consume(used)
+	}
 	c.flush(out, now)
 	switch {
 	case c.closed:
 	case step == session.Close:
 		c.bye = c.lp.lastCode == replyBye
 		c.finish(now)
-	case c.suspended || c.blocked:
+	case c.phase == phaseSuspended || c.blocked:
 		c.boundStash(now)
+		c.hasten()
+	case c.sec != nil && c.sec.err != nil:
+		c.tlsOver()
 	default:
 		if c.paused {
 			c.resume()
@@ -108,13 +164,98 @@ func (c *conn) burst(now time.Time, out []byte, step session.Step) {
 	}
 }
 
+// act does what the session wants next. It gives what the session said to it when that was done at once; otherwise c.phase says that the
+// session waits.
+func (c *conn) act(step session.Step, now time.Time, out []byte) ([]byte, session.Step) {
+	lp := c.lp
+	switch step {
+	case session.AwaitCommit:
+		return lp.submit(c, now, out)
+	case session.AwaitPolicy:
+		c.phase = phaseSuspended
+		c.sess.Pending().Arm(func(p *policy.Pending) { // any goroutine
+			lp.post(task{kind: taskResume, resume: func(now time.Time) { lp.decided(c, p, now) }})
+		})
+	case session.AwaitAuth:
+		return c.stepAuth(now, out)
+	case session.StartTLS:
+		switch l := c.lst(); {
+		case l.TLS == nil:
+			return c.sess.AnswerTLS(&replyNoTLS, now, out)
+		case !lp.srv.claimHandshake():
+			lp.meter.Event(EventHandshakeLimit)
+			return c.sess.AnswerTLS(&replyHandshakes, now, out)
+		}
+		out, _ = c.sess.AnswerTLS(nil, now, out)
+		c.phase = phaseHandshake
+	default:
+		panic(fmt.Sprintf("loop: session wants step %d", step))
+	}
+	return out, session.NeedInput
+}
+
+// beginTLS sends what was said in clear, 220 the last, and starts the handshake of STARTTLS. What came behind the command, of which used
+// bytes are part, is thrown away: somebody on the way could have put it there (RFC 3207 §4.2, CVE-2011-0411).
+func (c *conn) beginTLS(out []byte, used int, now time.Time) {
+	if c.buffered() > used {
+		c.lp.meter.Event(EventPlainDiscarded)
+	}
+	c.consumeAll()
+	if c.flush(out, now); c.closed {
+		c.lp.srv.handshakes.Add(-1) // claimed, not begun
+		return
+	}
+	c.startHandshake(now)
+	if !c.closed && c.paused {
+		c.resume()
+	}
+}
+
+// decided resumes the session whose validator has answered.
+func (lp *loop) decided(c *conn, p *policy.Pending, now time.Time) {
+	if c.closed || c.phase != phaseSuspended || p != c.sess.Pending() {
+		return
+	}
+	defer lp.recovered(c)
+	lp.cur = c
+	c.phase = phaseOpen
+	out, step := c.sess.Decided(now, lp.out[:0])
+	c.burst(now, out, step)
+}
+
+// tlsOver ends a connection on which nothing more can be read.
+func (c *conn) tlsOver() {
+	if err := c.sec.err; err != io.EOF {
+		c.lp.meter.Event(EventTLSError)
+		c.lp.logEnd(c, "TLS: "+err.Error())
+	}
+	c.close()
+}
+
+// deadline is when the phase must be over; the zero time where other limits hold.
+func (c *conn) deadline() time.Time {
+	switch c.phase {
+	case phaseProxy, phaseGreet:
+		return c.pre.deadline
+	case phaseHandshake:
+		return c.sec.hs.deadline
+	case phaseOpen, phaseSuspended:
+		if !c.blocked {
+			return c.sess.Deadline()
+		}
+	case phaseLingering:
+		return c.since.Add(lingerTime)
+	}
+	return time.Time{}
+}
+
 // hasten looks at the deadline sooner than planned when it has come nearer: behind the data there is less time than for the data, and
-// a suspended session had none.
+// a suspended session may have none.
 func (c *conn) hasten() {
 	if c.closed {
 		return
 	}
-	if t := c.sess.Deadline(); !t.IsZero() && c.lp.wheel.late(c, t) {
+	if t := c.deadline(); !t.IsZero() && c.lp.wheel.late(c, t) {
 		c.lp.wheel.remove(c)
 		c.place(t)
 	}
@@ -125,10 +266,12 @@ func (c *conn) flush(out []byte, now time.Time) {
 	if cap(out) <= maxKeptOut {
 		c.lp.out = out[:0]
 	}
-	if len(out) == 0 || c.closed {
+	if len(out) == 0 && c.sec == nil || c.closed { // TLS may have written on its own
 		return
 	}
-	c.write(out)
+	if len(out) > 0 {
+		c.write(out)
+	}
 	if c.closed || c.blocked {
 		return
 	}
@@ -161,10 +304,10 @@ func (c *conn) boundStash(now time.Time) {
 	if n > 4*c.lp.srv.o.MaxStashBytes {
 		c.lp.meter.Event(EventStashFull)
 		c.consumeAll()
-		c.flush(replyStash.AppendTo(c.lp.out[:0]), now)
-		if !c.closed {
-			c.close()
+		if c.phase != phaseHandshake {
+			c.flush(replyStash.AppendTo(c.lp.out[:0]), now)
 		}
+		c.close()
 	}
 }
 
@@ -181,13 +324,14 @@ func (c *conn) lookAtBlocked(now time.Time) (settled bool) {
 	switch {
 	case n == 0:
 		c.blocked = false
-		switch {
-		case c.ending:
+		switch c.phase {
+		case phaseEnding:
 			c.finish(now)
-		case c.suspended:
-			c.boundStash(now) // sending has switched reading on again
-		case !c.lingering:
+		case phaseOpen:
 			c.burst(now, c.lp.out[:0], session.NeedInput)
+		case phaseSuspended, phaseHandshake, phaseGreet:
+			c.boundStash(now) // sending has switched reading on again
+			c.hasten()
 		}
 		return true
 	case n > c.lp.srv.o.MaxUnreadBytes, n >= c.unread && now.Sub(c.since) > c.lp.srv.o.UnreadTimeout:
@@ -204,29 +348,39 @@ func (c *conn) lookAtBlocked(now time.Time) (settled bool) {
 // due is called when the connection's deadline may have come.
 func (c *conn) due(now time.Time) {
 	defer c.lp.recovered(c)
-	c.placed = false
-	var next time.Time // zero: look again after one turn
-	switch {
-	case c.lingering:
-		if next = c.since.Add(lingerTime); !now.Before(next) {
-			c.close()
-			return
-		}
-	case c.suspended, c.blocked: // their own limits hold
-	default:
-		if next = c.sess.Deadline(); !next.IsZero() && !now.Before(next) {
-			c.lp.meter.Event(EventTimeout)
-			c.lp.cur = c
-			out, _ := c.sess.Expire(now, c.lp.out[:0])
-			c.flush(out, now)
-			if !c.closed {
-				c.place(c.sess.Deadline())
-				c.finish(now)
-			}
-			return
-		}
+	t := c.deadline()
+	late := !t.IsZero() && !now.Before(t)
+	if late {
+		t = time.Time{} // whatever comes of it places the connection anew
 	}
-	c.place(next)
+	if c.place(t); !late {
+		return
+	}
+	switch c.phase {
+	case phaseProxy:
+		if c.rawBuffered() == 0 {
+			c.badProxy(EventProxyMissing, errProxyMissing)
+		} else {
+			c.badProxy(EventProxyBad, errProxyTime)
+		}
+	case phaseHandshake:
+		c.handshakeFailed(errHandshakeTime, now)
+		c.phase = phaseLingering // counted
+		c.close()
+	case phaseGreet:
+		c.open(c.pre.peer, now)
+	case phaseLingering:
+		c.close()
+	default:
+		c.dropExchange() // late, if there is one
+		c.lp.cur = c
+		out, step := c.sess.Expire(now, c.lp.out[:0])
+		if step == session.Close {
+			c.lp.meter.Event(EventTimeout)
+		}
+		c.phase = phaseOpen
+		c.burst(now, out, step)
+	}
 }
 
 func (c *conn) place(t time.Time) {
@@ -240,7 +394,7 @@ func (c *conn) place(t time.Time) {
 // What the kernel has not taken yet of the replies is waited for, like any reply that a slow client has still to read.
 func (c *conn) finish(now time.Time) {
 	if n := c.unsent(); n > 0 {
-		c.ending = true
+		c.phase = phaseEnding
 		c.consumeAll()
 		c.resume() // what comes now is dropped
 		c.block(n, now)
@@ -251,22 +405,24 @@ func (c *conn) finish(now time.Time) {
 		return
 	}
 	c.consumeAll()
-	c.shutdownWrite()
-	if c.closed {
+	if c.phase == phaseHandshake {
+		c.sec.hs.abort()
+	}
+	c.phase = phaseLingering // also for the close that shutdownWrite may end in
+	c.since, c.unread = now, 0
+	if c.shutdownWrite(); c.closed {
 		return
 	}
-	c.lingering, c.since, c.unread = true, now, 0
 	if c.resume(); c.closed {
 		return
 	}
-	if c.placed {
-		c.lp.wheel.remove(c)
-	}
+	c.lp.wheel.remove(c)
 	c.place(now.Add(lingerTime))
 }
 
 // gone is called once, when gnet has closed the connection for whatever reason.
 func (c *conn) gone() {
+	came := c.rawBuffered() > 0
 	c.closed = true
 	if c.placed {
 		c.lp.wheel.remove(c)
@@ -277,6 +433,24 @@ func (c *conn) gone() {
 	left := lp.conns.Add(-1)
 	lp.srv.open.Add(-1)
 	lp.meter.OpenConnections(int(c.listener), -1)
+	if c.gated {
+		c.lst().Gate.Leave(c.address().Addr())
+	}
+	if c.sec != nil && c.sec.hs != nil {
+		if c.phase == phaseHandshake {
+			c.handshakeFailed(errHandshakeLeft, time.Now())
+		}
+		c.sec.hs.abort()
+	}
+	switch {
+	case c.phase == phaseProxy && came:
+		lp.meter.Event(EventProxyBad)
+		lp.logEnd(c, errProxyHalf.Error())
+	case c.phase == phaseProxy, c.first == firstLocal:
+		lp.meter.Event(EventProxyHealthCheck)
+	}
+	c.dropExchange()
+	lp.cur = c
 	c.sess.Abort()
 	if left == 0 {
 		lp.res.Envelopes.Chunks.Trim(lonelyChunkBytes)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path"
@@ -17,7 +18,9 @@ import (
 	"github.com/panjf2000/gnet/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/fastedge/fastedge/policy"
 	"github.com/fastedge/fastedge/session"
+	"github.com/fastedge/fastedge/smtpcodec"
 )
 
 // sendBufferBytes is the kernel's buffer for replies. Without a bound it grows to megabytes for a client that never reads.
@@ -285,7 +288,7 @@ func (s *Server) addLoop(lp *loop) {
 	s.loops.Store(&loops)
 }
 
-// OnOpen greets, or refuses. Runs on: event loop; must not block.
+// OnOpen counts a new connection and begins its life, or refuses it. Runs on: event loop; must not block.
 func (e *engine) OnOpen(gc gnet.Conn) (greeting []byte, action gnet.Action) {
 	lp := e.loopOf(gc)
 	now := time.Now()
@@ -293,13 +296,21 @@ func (e *engine) OnOpen(gc gnet.Conn) (greeting []byte, action gnet.Action) {
 	l := &e.srv.o.Listeners[li]
 	if !e.srv.admit() {
 		lp.meter.Connection(li, ConnOverLimit)
-		return replyTooMany.AppendTo(lp.out[:0]), gnet.Close
+		return lp.turnAway(l, &replyTooMany), gnet.Close
 	}
 	// Counted first: Drain, which sets the flag first, sees this connection or is seen by it.
 	if e.srv.draining.Load() {
 		e.srv.open.Add(-1)
 		lp.meter.Connection(li, ConnDraining)
-		return replyDraining.AppendTo(lp.out[:0]), gnet.Close
+		return lp.turnAway(l, &replyDraining), gnet.Close
+	}
+	p := session.Peer{Addr: peerAddr(gc)}
+	proxied := l.Proxies != nil && l.Network == "tcp" && l.Proxies(p.Addr.Addr())
+	if !proxied {
+		if limit := lp.ask(l, li, p.Addr.Addr(), now); limit != policy.LimitNone {
+			e.srv.open.Add(-1)
+			return lp.turnAway(l, limit.Reply()), gnet.Close
+		}
 	}
 	if lp.conns.Load() == 0 {
 		lp.checkRoom() // no tick has looked since the loop had its last connection
@@ -307,21 +318,45 @@ func (e *engine) OnOpen(gc gnet.Conn) (greeting []byte, action gnet.Action) {
 	c := &conn{sock: socket{gc}, lp: lp, listener: uint16(li)}
 	gc.SetContext(c)
 	lp.conns.Add(1)
-	lp.meter.Connection(li, ConnAccepted)
 	lp.meter.OpenConnections(li, 1)
+	c.place(time.Time{})
 	defer lp.recovered(c)
-	p := session.Peer{Addr: peerAddr(gc), ID: lp.ids.Next(now)}
+	p.ID = lp.ids.Next(now)
+	if proxied {
+		c.wait(phaseProxy, p, now.Add(e.srv.o.ProxyTimeout))
+		return nil, gnet.None
+	}
+	lp.meter.Connection(li, ConnAccepted)
+	c.gated, c.first = l.Gate != nil, firstUnlisted
 	p.MayRelay = l.Network == "unix" || l.MayRelay != nil && l.MayRelay(p.Addr.Addr())
-	lp.cur = c
-	out, step := c.sess.Open(l.Session, &lp.res, p, now, lp.out[:0])
-	c.place(c.sess.Deadline())
-	if cap(out) <= maxKeptOut {
-		lp.out = out[:0]
+	c.secureOrGreet(p, now)
+	return nil, gnet.None
+}
+
+// turnAway gives what a client is told that gets no session: nothing where it expects a handshake.
+func (lp *loop) turnAway(l *Listener, r *smtpcodec.Reply) []byte {
+	if l.Implicit {
+		return nil
 	}
-	if step == session.Close {
-		return out, gnet.Close
+	return r.AppendTo(lp.out[:0])
+}
+
+// ask lets the listener's gate decide about a new client, and counts those that it does not let in. Leave must follow for the others.
+func (lp *loop) ask(l *Listener, li int, client netip.Addr, now time.Time) policy.Limit {
+	if l.Gate == nil {
+		return policy.LimitNone
 	}
-	return out, gnet.None
+	limit := l.Gate.Admit(client, now)
+	switch limit {
+	case policy.LimitNone:
+	case policy.LimitPerAddress:
+		lp.meter.Connection(li, ConnPerAddress)
+	case policy.LimitPerPrefix:
+		lp.meter.Connection(li, ConnPerPrefix)
+	default:
+		lp.meter.Connection(li, ConnRate)
+	}
+	return limit
 }
 
 // listenerOf tells on which listener the connection came in: gnet gives the listener's own address as the local one.

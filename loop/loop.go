@@ -62,13 +62,18 @@ type loop struct {
 	res          session.Resources
 	ids          *envelope.IDSource
 	wheel        *wheel
-	out          []byte  // replies of the running burst
+	out          []byte // replies of the running burst
+	plain        []byte // where TLS is decrypted to, made for the first that has it
+	peeked       []byte // the part of plain that is lent out
+	cipher       []byte // records not written yet
+	proxy        proxyReader
 	cur          *conn   // whose session is running: what the observer's calls are about
 	lastCode     uint16  // of its last reply
 	blocked      []*conn // connections whose client does not read its replies
 	spareBlocked []*conn
 	subs         []*queue.Submission
 	logErr       time.Time // when a queue error was last logged
+	logFailure   time.Time // when a validator's failure was last logged
 
 	lines        []byte // of messages, not handed over yet
 	logsMessages bool
@@ -88,12 +93,14 @@ const (
 	taskCommitted taskKind = iota
 	taskTick
 	taskDrain
+	taskResume // a handshake, a validator or a SASL step has something to say
 )
 
 // task is one thing to do on the loop.
 type task struct {
-	kind taskKind
-	sub  *queue.Submission
+	kind   taskKind
+	sub    *queue.Submission
+	resume func(now time.Time)
 }
 
 func (s *Server) newLoop(ex executor) *loop {
@@ -161,6 +168,8 @@ func (lp *loop) runMailbox() {
 			lp.tick(now)
 		case taskDrain:
 			lp.drain(now)
+		case taskResume:
+			t.resume(now)
 		}
 	}
 	clear(tasks)
@@ -168,22 +177,23 @@ func (lp *loop) runMailbox() {
 	lp.meter.Callback(time.Since(now))
 }
 
-// submit hands the session's envelope to the queue. It gives the refusal when the queue does not take it; otherwise the session is
-// suspended until committed.
-func (lp *loop) submit(c *conn, now time.Time) *smtpcodec.Reply {
+// submit hands the session's envelope to the queue, and the session is suspended until committed. When the queue does not take it, the
+// session is told so here.
+func (lp *loop) submit(c *conn, now time.Time, out []byte) ([]byte, session.Step) {
 	env := c.sess.TakeEnvelope(lp.ids.Next(now))
 	c.eod = now
 	sub := lp.getSub()
 	*sub = queue.Submission{Env: env, Owner: lp, Token: c}
-	if err := lp.srv.o.Writer.Submit(sub); err != nil {
-		r := refusal(err)
-		lp.meter.Message(env.Client.Protocol, false, env.Size(), 0)
-		env.Release()
-		lp.putSub(sub)
-		return r
+	err := lp.srv.o.Writer.Submit(sub)
+	if err == nil {
+		c.phase = phaseSuspended
+		return out, session.NeedInput
 	}
-	c.suspended = true
-	return nil
+	lp.putSub(sub)
+	lp.meter.Message(env.Client.Protocol, false, env.Size(), 0)
+	out, step := c.sess.Committed(env, refusal(err), now, out)
+	env.Release()
+	return out, step
 }
 
 // committed resumes the session whose message has its answer.
@@ -194,18 +204,18 @@ func (lp *loop) committed(sub *queue.Submission, now time.Time) {
 	if err != nil {
 		lp.logQueueError(err, now)
 	}
-	c.suspended = false
 	lp.logMessage(c, env, err, now)
-	r := refusal(err)
 	lp.meter.Message(env.Client.Protocol, err == nil, env.Size(), now.Sub(c.eod))
-	env.Release()
 	if c.closed {
 		// The message stays with the queue; the client will send it again (RFC 1047), which can't be helped from here.
 		lp.meter.Event(EventOrphan)
+		env.Release()
 		return
 	}
 	lp.cur = c
-	out, step := c.sess.Committed(nil, r, now, lp.out[:0])
+	c.phase = phaseOpen
+	out, step := c.sess.Committed(env, refusal(err), now, lp.out[:0])
+	env.Release()
 	c.burst(now, out, step)
 }
 
@@ -248,13 +258,21 @@ func (lp *loop) drain(now time.Time) {
 	lp.checkRoom()
 	lp.wheel.each(func(c *conn) {
 		defer lp.recovered(c)
-		if c.lingering || c.ending {
+		switch {
+		case c.phase == phaseEnding || c.phase == phaseLingering:
+			return
+		case c.phase == phaseGreet:
+			c.say(&replyDraining, now)
+			return
+		case c.pre != nil: // nothing can be said yet
+			c.phase = phaseLingering
+			c.close()
 			return
 		}
 		lp.cur = c
 		out, step := c.sess.Shutdown(now, lp.out[:0])
-		if c.suspended {
-			return // it says so itself after the commit
+		if c.phase != phaseOpen {
+			return // it says so itself when it is resumed
 		}
 		c.flush(out, now)
 		if step == session.Close && !c.closed {
@@ -293,6 +311,9 @@ func (lp *loop) recovered(c *conn) {
 	}
 	lp.log.Error("panic on an event loop", "panic", r, "session", id.String(), "stack", string(debug.Stack()))
 	if c != nil && !c.closed {
+		if c.sec != nil {
+			c.sec.err = errBroken // nothing more is asked of it
+		}
 		c.close()
 	}
 }

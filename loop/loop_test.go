@@ -494,7 +494,7 @@ func TestACommitDoesNotFeedASessionWhoseClientDoesNotRead(t *testing.T) {
 		s.onLoop(func(lp *loop) {
 			for _, c := range lp.blocked {
 				unsent, waiting = c.unsent(), c.buffered()
-				ok = !c.suspended && waiting > 0
+				ok = c.phase != phaseSuspended && waiting > 0
 			}
 		})
 		return ok

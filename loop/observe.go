@@ -47,9 +47,15 @@ func (lp *loop) Refused(s *session.Session, stage session.Stage, r *smtpcodec.Re
 	)
 }
 
-// ValidatorFailed is session.Observer.
+// ValidatorFailed is session.Observer: it counts, and logs once a second at the most, because what fails for one session fails for all.
 func (lp *loop) ValidatorFailed(s *session.Session, at policy.Stage, err error) {
-	lp.log.Error("a validator failed", "session", lp.cur.id().String(), "stage", at.String(), "error", err)
+	lp.meter.Event(EventValidatorFailed)
+	now := time.Now()
+	if now.Sub(lp.logFailure) < time.Second {
+		return
+	}
+	lp.logFailure = now
+	lp.log.Error("a validator failed", "session", s.Peer().ID.String(), "listener", lp.cur.name(), "stage", at.String(), "error", err)
 }
 
 // maxGatheredLines bytes of message lines are gathered before they are handed over; the tick hands over what is left.
@@ -76,6 +82,12 @@ func (lp *loop) logMessage(c *conn, env *envelope.Envelope, err error, now time.
 	}
 	b = f.Bytes(b, "helo", env.Client.Helo)
 	b = f.Word(b, "proto", env.Client.Protocol)
+	if t := c.sess.Peer().TLS; t != nil {
+		b = f.Word(b, "tls", t.Version)
+	}
+	if len(env.Client.User) > 0 {
+		b = f.Bytes(b, "user", env.Client.User)
+	}
 	b = f.Bytes(b, "from", env.ReversePath)
 	b = f.Int(b, "to_count", int64(len(env.Recipients)))
 	b = f.Int(b, "size", env.Size())
@@ -116,10 +128,10 @@ func (lp *loop) logQueueError(err error, now time.Time) {
 	lp.log.Error("message not queued, client told to try again", "error", err)
 }
 
-func (c *conn) name() string { return c.lp.srv.o.Listeners[c.listener].Name }
+func (c *conn) name() string { return c.lst().Name }
 
 func (c *conn) client() string {
-	if a := c.sess.Peer().Addr; a.IsValid() {
+	if a := c.address(); a.IsValid() {
 		return a.String()
 	}
 	return "unix"
@@ -133,5 +145,6 @@ func (noMeter) OpenConnections(int, int)                      {}
 func (noMeter) Reply(session.Stage, uint16)                   {}
 func (noMeter) Refusal(session.Stage, session.Reason, uint16) {}
 func (noMeter) Message(string, bool, int64, time.Duration)    {}
+func (noMeter) Handshake(bool, string, time.Duration)         {}
 func (noMeter) Event(Event)                                   {}
 func (noMeter) Callback(time.Duration)                        {}

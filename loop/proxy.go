@@ -33,6 +33,8 @@ const (
 var (
 	errProxyMissing  = errors.New("PROXY header missing: this peer is listed in proxy_protocol_from and must send one")
 	errProxyUnlisted = errors.New("PROXY header from a peer that is not listed in proxy_protocol_from")
+	errProxyTime     = errors.New("PROXY header: not complete in time")
+	errProxyHalf     = errors.New("PROXY header: the peer left in the middle of it")
 	errProxyTooLong  = errors.New("PROXY header: too long")
 	errProxyVersion  = errors.New("PROXY header: unknown version or command")
 	errProxyFamily   = errors.New("PROXY header: address family or transport that no mail comes by")

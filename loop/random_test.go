@@ -23,9 +23,13 @@ func (lp *loop) consistent() error {
 			switch {
 			case c.closed || !c.placed || int(c.slot) != i || c.prev != prev:
 				return fmt.Errorf("slot %d: closed %v, placed %v, slot %d, linked back %v", i, c.closed, c.placed, c.slot, c.prev == prev)
-			case c.ending && !c.blocked && !c.lingering, c.suspended && (c.ending || c.lingering):
-				return fmt.Errorf("suspended %v, blocked %v, ending %v, lingering %v", c.suspended, c.blocked, c.ending, c.lingering)
-			case !c.suspended && !c.blocked && !c.lingering && c.paused:
+			case c.phase == phaseEnding && !c.blocked:
+				return fmt.Errorf("ending with nothing to send")
+			case c.pre == nil && (c.phase == phaseProxy || c.phase == phaseGreet), c.pre != nil && (c.phase == phaseOpen || c.phase == phaseSuspended):
+				return fmt.Errorf("phase %d, arriving %v", c.phase, c.pre != nil)
+			case c.phase == phaseHandshake && c.sec.hs == nil:
+				return fmt.Errorf("a handshake that is over")
+			case c.phase == phaseOpen && !c.blocked && c.paused:
 				return fmt.Errorf("paused with nothing to wait for")
 			case c.buffered() > lp.srv.o.MaxStashBytes+64<<10: // one read more than it takes to pause
 				return fmt.Errorf("%d bytes wait", c.buffered())

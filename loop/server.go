@@ -3,6 +3,7 @@ package loop
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -13,8 +14,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/fastedge/fastedge/auth"
 	"github.com/fastedge/fastedge/envelope"
 	"github.com/fastedge/fastedge/internal/logline"
+	"github.com/fastedge/fastedge/policy"
 	"github.com/fastedge/fastedge/pool"
 	"github.com/fastedge/fastedge/queue"
 	"github.com/fastedge/fastedge/session"
@@ -29,8 +32,28 @@ type Listener struct {
 	Address string
 	// Session decides every reply on this listener.
 	Session *session.Server
-	// MayRelay says whether a client address may send to any domain; nil means none may. Clients of a unix socket always may.
+	// MayRelay says whether a client address may send to any domain; nil means none may. Clients of a unix socket always may, and those
+	// whose address a proxy does not know never.
 	MayRelay func(netip.Addr) bool
+	// Proxies says whether a peer is a proxy that must send a PROXY header; nil means none is, and who sends one is cut off. TCP only.
+	Proxies func(netip.Addr) bool
+	// Gate counts connections per client; nil has no limits. Connections for which a proxy knows no address are not counted.
+	Gate *policy.Gate
+	// TLS is for STARTTLS, which Session offers or not, and for Implicit; nil: none. It is used as it is for every handshake, so that
+	// what its callbacks choose may change while the server runs. A listener with TLS must have a Session whose MaxLineBytes is at most 32 KiB.
+	TLS *tls.Config
+	// Implicit makes the handshake the first thing on a connection (RFC 8314 §3.3), behind a PROXY header.
+	Implicit bool
+	// TLSFacts makes what sessions and validators see of a handshake. It runs on the handshake's goroutine. nil: version, cipher and
+	// server name. Giving nil fails the handshake.
+	TLSFacts func(tls.ConnectionState) *policy.TLS
+	// Auth works SASL out; nil: every AUTH is answered with 454.
+	Auth *auth.Service
+	// GreetDelay holds the greeting back to see who does not wait for it (RFC 5321 §3.1 has the server speak first); zero: no delay.
+	// Clients that may relay are not made to wait.
+	GreetDelay time.Duration
+	// RefuseEarly answers who speaks before the greeting with 421; otherwise they are counted only.
+	RefuseEarly bool
 }
 
 // Options of a Server. Zero values mean the defaults named.
@@ -51,6 +74,13 @@ type Options struct {
 	MaxUnreadBytes int
 	// UnreadTimeout is how long a client that owes reads may make no progress. Default 30 s.
 	UnreadTimeout time.Duration
+	// MaxHandshakes is how many TLS handshakes may be under way at once, stalled ones included: limits.handshakes. Beyond it STARTTLS gets
+	// 454 4.7.0, and implicit TLS is closed. A stalled one takes some 20 KiB. Default 4096.
+	MaxHandshakes int
+	// HandshakeTimeout is the time for one. Default 30 s.
+	HandshakeTimeout time.Duration
+	// ProxyTimeout is the time for a PROXY header. Default 5 s.
+	ProxyTimeout time.Duration
 	// Tick is the resolution of all time limits. Default 250 ms.
 	Tick time.Duration
 	Log  *slog.Logger
@@ -74,6 +104,9 @@ type LoopMeter interface {
 	Refusal(stage session.Stage, reason session.Reason, code uint16)
 	// Message counts a message that got its answer: size in bytes, ack from the end of data to the reply.
 	Message(protocol string, accepted bool, size int64, ack time.Duration)
+	// Handshake counts a TLS handshake: the version that was agreed on ("TLS1.3", empty when it failed) and how long it took, the client's
+	// share included.
+	Handshake(ok bool, version string, d time.Duration)
 	// Event counts something rare.
 	Event(e Event)
 	// Callback is the time one callback took.
@@ -83,11 +116,16 @@ type LoopMeter interface {
 // ConnResult is what became of a new connection.
 type ConnResult uint8
 
-// Connections are accepted, over limits.connections, or refused while draining.
+// Connections are accepted, over limits.connections, or refused while draining; or they have run into a limit of their listener's Gate.
+// Those of a proxy are counted once it has said whose they are.
 const (
 	ConnAccepted ConnResult = iota
 	ConnOverLimit
 	ConnDraining
+	ConnPerAddress
+	ConnPerPrefix
+	ConnRate
+	NumConnResults
 )
 
 // Event is something rare that a loop counts.
@@ -101,6 +139,18 @@ const (
 	EventTimeout                 // closed: time limit
 	EventPanic                   // our bug: one connection closed
 	EventOrphan                  // the client left before its message was committed; the message stays
+
+	EventProxyMissing     // closed: a listed proxy that sent something else, or nothing in time
+	EventProxyUnlisted    // closed: a PROXY header from a peer that is not listed
+	EventProxyBad         // closed: a malformed PROXY header, or half of one
+	EventProxyHealthCheck // a listed proxy that has connected and left, or sent LOCAL and left
+
+	EventEarlyTalker     // a client that did not wait for the greeting
+	EventHandshakeFailed // closed: no TLS handshake came about
+	EventHandshakeLimit  // STARTTLS refused or implicit TLS closed: limits.handshakes
+	EventPlainDiscarded  // bytes in clear behind STARTTLS were thrown away
+	EventTLSError        // closed: TLS broke after the handshake
+	EventValidatorFailed // a validator did not decide
 	NumEvents
 )
 
@@ -112,6 +162,9 @@ type Server struct {
 	o    Options
 	log  *slog.Logger
 	open atomic.Int64 // connections, all loops
+
+	handshakes atomic.Int64  // under way, all loops
+	tokens     chan struct{} // one for each handshake that computes
 
 	engines  []*engine
 	draining atomic.Bool
@@ -139,13 +192,30 @@ func New(o Options) (*Server, error) {
 	if o.UnreadTimeout == 0 {
 		o.UnreadTimeout = 30 * time.Second
 	}
+	if o.MaxHandshakes == 0 {
+		o.MaxHandshakes = 4096
+	}
+	if o.HandshakeTimeout == 0 {
+		o.HandshakeTimeout = 30 * time.Second
+	}
+	if o.ProxyTimeout == 0 {
+		o.ProxyTimeout = 5 * time.Second
+	}
 	if o.Tick == 0 {
 		o.Tick = 250 * time.Millisecond
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{o: o, log: o.Log}
+	for _, l := range o.Listeners {
+		if l.TLS != nil && l.Session.MaxLineBytes > plainBytes/2 {
+			return nil, fmt.Errorf("loop: listener %q: command lines of %d bytes do not go with TLS", l.Name, l.Session.MaxLineBytes)
+		}
+		if l.Implicit && l.TLS == nil {
+			return nil, fmt.Errorf("loop: listener %q: implicit TLS without a certificate", l.Name)
+		}
+	}
+	s := &Server{o: o, log: o.Log, tokens: make(chan struct{}, runtime.NumCPU())}
 	s.loops.Store(new([]*loop))
 	if err := s.newEngines(); err != nil {
 		return nil, err
@@ -169,13 +239,16 @@ func (s *Server) Addr(i int) string {
 func (s *Server) Connections() int { return int(s.open.Load()) }
 
 // admit counts one more connection unless that would be too many, to the connection, whatever other loops admit meanwhile.
-func (s *Server) admit() bool {
+func (s *Server) admit() bool { return claim(&s.open, s.o.MaxConnections) }
+
+// claim adds one to n unless it would be more than most.
+func claim(n *atomic.Int64, most int) bool {
 	for {
-		n := s.open.Load()
-		if n >= int64(s.o.MaxConnections) {
+		had := n.Load()
+		if had >= int64(most) {
 			return false
 		}
-		if s.open.CompareAndSwap(n, n+1) {
+		if n.CompareAndSwap(had, had+1) {
 			return true
 		}
 	}

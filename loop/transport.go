@@ -12,8 +12,50 @@ import (
 // socket is what a connection holds of gnet. Only this file calls its methods.
 type socket struct{ gc gnet.Conn }
 
-// peek borrows everything that has come in and was not consumed, until the callback returns. gnet's Peek(0) means "all".
+// peek borrows everything that has come in and was not consumed, decrypted where there is TLS, until the callback returns. consume must
+// follow, also when nothing was used.
 func (c *conn) peek() []byte {
+	if c.sec != nil {
+		if c.closed {
+			return nil
+		}
+		return c.sec.peek()
+	}
+	return c.rawPeek()
+}
+
+// consume drops the first n bytes of what peek gave.
+func (c *conn) consume(n int) {
+	if c.sec != nil {
+		if !c.closed {
+			c.sec.consume(n)
+		}
+		return
+	}
+	c.rawConsume(n)
+}
+
+// consumeAll drops everything that has come in, without a look at it, and says how much it was.
+func (c *conn) consumeAll() int {
+	n := c.buffered()
+	if c.sec != nil {
+		c.sec.stash, c.sec.left = nil, nil
+	}
+	c.rawConsume(c.rawBuffered())
+	return n
+}
+
+// buffered is the number of bytes that came in and were not consumed, encrypted or not.
+func (c *conn) buffered() int {
+	n := c.rawBuffered()
+	if c.sec != nil {
+		n += len(c.sec.stash) + len(c.sec.left)
+	}
+	return n
+}
+
+// rawPeek borrows the bytes of the socket like peek. gnet's Peek(0) means "all".
+func (c *conn) rawPeek() []byte {
 	if c.closed || c.sock.gc.InboundBuffered() == 0 {
 		return nil
 	}
@@ -21,29 +63,27 @@ func (c *conn) peek() []byte {
 	return in
 }
 
-// consume drops n bytes. gnet's Discard drops everything when n is 0 or less, so 0 never gets there.
-func (c *conn) consume(n int) {
+// rawConsume drops n bytes of the socket's. gnet's Discard drops everything when n is 0 or less, so 0 never gets there.
+func (c *conn) rawConsume(n int) {
 	if n > 0 && !c.closed {
 		c.sock.gc.Discard(n)
 	}
 }
 
-// consumeAll drops everything that has come in and says how much it was.
-func (c *conn) consumeAll() int {
-	if c.closed {
-		return 0
-	}
-	n := c.sock.gc.InboundBuffered()
-	c.consume(n)
-	return n
-}
-
-// buffered is the number of bytes that came in and were not consumed.
-func (c *conn) buffered() int {
+func (c *conn) rawBuffered() int {
 	if c.closed {
 		return 0
 	}
 	return c.sock.gc.InboundBuffered()
+}
+
+// rawRead moves bytes of the socket to p; 0 when there are none.
+func (c *conn) rawRead(p []byte) int {
+	if c.rawBuffered() == 0 || len(p) == 0 {
+		return 0
+	}
+	n, _ := c.sock.gc.Read(p)
+	return n
 }
 
 // unsent is the number of bytes written that the kernel did not take yet.
@@ -54,9 +94,20 @@ func (c *conn) unsent() int {
 	return c.sock.gc.OutboundBuffered()
 }
 
-// write is the only place that writes. When it fails gnet has closed the connection inside the call, and the descriptor's number may be
-// another client's already: c.closed is set by then (gone ran), and every caller looks at it.
+// write sends p, encrypted where there is TLS. It may close the connection.
 func (c *conn) write(p []byte) {
+	switch {
+	case c.closed:
+	case c.sec != nil:
+		c.sec.write(p)
+	default:
+		c.rawWrite(p)
+	}
+}
+
+// rawWrite is the only place that writes. When it fails gnet has closed the connection inside the call, and the descriptor's number may be
+// another client's already: c.closed is set by then (gone ran), and every caller looks at it.
+func (c *conn) rawWrite(p []byte) {
 	if !c.closed {
 		c.sock.gc.Write(p)
 	}
@@ -64,6 +115,9 @@ func (c *conn) write(p []byte) {
 
 // close ends the connection now; what gnet still holds of the replies is tried once more.
 func (c *conn) close() {
+	if c.sec != nil && !c.closed {
+		c.sec.closeNotify()
+	}
 	if !c.closed {
 		c.sock.gc.EventLoop().Close(c.sock.gc)
 	}
@@ -71,6 +125,9 @@ func (c *conn) close() {
 
 // shutdownWrite sends our FIN after what was written.
 func (c *conn) shutdownWrite() {
+	if c.sec != nil && !c.closed {
+		c.sec.closeNotify()
+	}
 	if c.closed {
 		return
 	}
