@@ -321,11 +321,18 @@ func newRegistry(cfg *config.Config) *metrics.Registry {
 	v := readBuildInfo()
 	o := metrics.Options{
 		Version: v.Version, Revision: v.Revision,
-		ConnResults: []string{loop.ConnAccepted: "accepted", loop.ConnOverLimit: "limit", loop.ConnDraining: "draining"},
-		Protocols:   []string{"SMTP", "ESMTP", "LMTP", "UTF8SMTP", "UTF8LMTP"},
+		ConnResults: []string{
+			loop.ConnAccepted: "accepted", loop.ConnOverLimit: "limit", loop.ConnDraining: "draining",
+			loop.ConnPerAddress: "limit_per_ip", loop.ConnPerPrefix: "limit_per_prefix", loop.ConnRate: "limit_rate",
+		},
+		Protocols: []string{"SMTP", "ESMTP", "LMTP", "UTF8SMTP", "UTF8LMTP"},
 		Events: []string{
 			loop.EventPaused: "paused", loop.EventStashFull: "stash_full", loop.EventSlowReader: "slow_reader",
 			loop.EventTimeout: "timeout", loop.EventPanic: "panic", loop.EventOrphan: "orphan",
+			loop.EventProxyMissing: "proxy_missing", loop.EventProxyUnlisted: "proxy_unlisted", loop.EventProxyBad: "proxy_bad",
+			loop.EventProxyHealthCheck: "proxy_health_check", loop.EventEarlyTalker: "early_talker",
+			loop.EventHandshakeFailed: "tls_handshake_failed", loop.EventHandshakeLimit: "tls_handshake_limit",
+			loop.EventPlainDiscarded: "starttls_discarded", loop.EventTLSError: "tls_error", loop.EventValidatorFailed: "validator_failed",
 		},
 	}
 	for _, l := range cfg.Listen {
@@ -351,7 +358,10 @@ func (m loopMeter) Connection(listener int, r loop.ConnResult) { m.l.Connection(
 func (m loopMeter) OpenConnections(listener int, delta int)    { m.l.Open(listener, delta) }
 func (m loopMeter) Reply(stage session.Stage, code uint16)     { m.l.Reply(int(stage), code) }
 func (m loopMeter) Event(e loop.Event)                         { m.l.Event(int(e)) }
-func (m loopMeter) Callback(d time.Duration)                   { m.l.Callback(d) }
+func (m loopMeter) Handshake(ok bool, version string, d time.Duration) {
+	m.l.Handshake(ok, version, d)
+}
+func (m loopMeter) Callback(d time.Duration) { m.l.Callback(d) }
 func (m loopMeter) Refusal(stage session.Stage, reason session.Reason, code uint16) {
 	m.l.Refusal(int(stage), int(reason), code)
 }

@@ -22,6 +22,7 @@ type collector struct {
 	spoolSegments, spoolCommitted, spoolCommits                 *prometheus.Desc
 	spoolSyncs, spoolSyncErrors, spoolDamaged                   *prometheus.Desc
 	loopConnections, loopSlowest, loopEvents                    *prometheus.Desc
+	handshakes, handshakeSeconds                                *prometheus.Desc
 	memoryUsed, memoryBudget, logDropped                        *prometheus.Desc
 	relayAttempts, relayDead, relayRecipients                   *prometheus.Desc
 	relayConnects, relayInFlight, relayConnections, relayDown   *prometheus.Desc
@@ -58,6 +59,8 @@ func newCollector(r *Registry) *collector {
 	c.loopConnections = desc("loop_connections", "Connections open on one event loop.", "loop")
 	c.loopSlowest = desc("loop_callback_max_seconds", "Longest callback of the last one to two minutes.", "loop")
 	c.loopEvents = desc("loop_events_total", "Rare events of the event loops.", "event")
+	c.handshakes = desc("tls_handshakes_total", "TLS handshakes by the version that was agreed on; failed ones have none.", "result", "version")
+	c.handshakeSeconds = desc("tls_handshake_seconds", "Duration of TLS handshakes that came about, the client's share included.")
 	c.memoryUsed = desc("memory_used_bytes", "Message bytes in memory that are not yet durable.")
 	c.memoryBudget = desc("memory_budget_bytes", "The bound of memory_used_bytes: limits.memory.")
 	c.logDropped = desc("log_dropped_total", "Log lines dropped because the log could not be written fast enough.")
@@ -130,6 +133,20 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	events := sum(loops, len(o.Events), func(l *Loop) []atomic.Uint64 { return l.events })
 	for i, event := range o.Events {
 		counter(c.loopEvents, events[i], event)
+	}
+	for v := range len(tlsVersions) + 2 {
+		n := uint64(0)
+		for _, l := range loops {
+			n += l.handshakes[v].Load()
+		}
+		switch {
+		case v < len(tlsVersions):
+			counter(c.handshakes, n, "ok", tlsVersions[v])
+		case v == len(tlsVersions):
+			counter(c.handshakes, n, "ok", "other")
+		default:
+			counter(c.handshakes, n, "failed", "none")
+		}
 	}
 	c.histograms(out, loops)
 	for i, l := range loops {
@@ -205,6 +222,15 @@ func (c *collector) histograms(out chan<- prometheus.Metric, loops []*Loop) {
 			acks[ackBounds[b].Seconds()] = count
 		}
 	}
+	shakes, shakeNanos, shaken := map[float64]uint64{}, uint64(0), uint64(0)
+	for b := range len(ackBounds) + 1 {
+		for _, l := range loops {
+			shaken += l.shake[b].Load()
+		}
+		if b < len(ackBounds) {
+			shakes[ackBounds[b].Seconds()] = shaken
+		}
+	}
 	sizes, bytes, sized := map[float64]uint64{}, uint64(0), uint64(0)
 	for b := range len(sizeBounds) + 1 {
 		for _, l := range loops {
@@ -216,9 +242,11 @@ func (c *collector) histograms(out chan<- prometheus.Metric, loops []*Loop) {
 	}
 	for _, l := range loops {
 		nanos += l.ackNanos.Load()
+		shakeNanos += l.shakeNanos.Load()
 		bytes += l.bytes.Load()
 	}
 	out <- prometheus.MustNewConstHistogram(c.ack, count, time.Duration(nanos).Seconds(), acks)
+	out <- prometheus.MustNewConstHistogram(c.handshakeSeconds, shaken, time.Duration(shakeNanos).Seconds(), shakes)
 	out <- prometheus.MustNewConstHistogram(c.messageSize, sized, float64(bytes), sizes)
 }
 

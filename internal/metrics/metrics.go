@@ -185,6 +185,7 @@ type Loop struct {
 	open        []atomic.Int64  // listener
 	messages    []atomic.Uint64 // protocol, and one for others, × accepted, refused
 	events      []atomic.Uint64
+	handshakes  [len(tlsVersions) + 2]atomic.Uint64 // by version, other versions, failed
 	protocols   []string
 	reasons     int
 	results     int
@@ -193,6 +194,9 @@ type Loop struct {
 	ackNanos atomic.Uint64
 	sizes    [len(sizeBounds) + 1]atomic.Uint64
 	bytes    atomic.Uint64
+
+	shake      [len(ackBounds) + 1]atomic.Uint64 // times of good handshakes
+	shakeNanos atomic.Uint64
 
 	slowest       atomic.Int64 // longest callback since the last rotation
 	slowestBefore atomic.Int64 // longest callback of the period before
@@ -273,6 +277,28 @@ func (l *Loop) Message(protocol string, accepted bool, size int64, ack time.Dura
 	}
 	l.sizes[b].Add(1)
 	l.bytes.Add(uint64(size))
+}
+
+// tlsVersions are the versions with a counter of their own.
+var tlsVersions = [...]string{"TLS1.2", "TLS1.3"}
+
+// Handshake counts a TLS handshake by the version that was agreed on, and by the time it took when it came about.
+func (l *Loop) Handshake(ok bool, version string, d time.Duration) {
+	if !ok {
+		l.handshakes[len(tlsVersions)+1].Add(1)
+		return
+	}
+	i := 0
+	for i < len(tlsVersions) && tlsVersions[i] != version {
+		i++
+	}
+	l.handshakes[i].Add(1)
+	b := 0
+	for b < len(ackBounds) && d > ackBounds[b] {
+		b++
+	}
+	l.shake[b].Add(1)
+	l.shakeNanos.Add(uint64(max(d, 0)))
 }
 
 // Event counts something rare.
