@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"github.com/fastedge/fastedge/internal/config"
 )
@@ -23,6 +24,15 @@ type checkResult struct {
 func (c *checkCmd) Run(a *app) error {
 	cfg, err := a.load()
 	result := checkResult{Problems: config.Problems{}, Warnings: []config.Problem{}}
+	if err == nil {
+		var made *parts
+		var problems config.Problems
+		if made, problems = newParts(cfg, slog.New(slog.DiscardHandler), nil); len(problems) > 0 {
+			err = problems
+		} else {
+			made.close()
+		}
+	}
 	if err == nil {
 		var warnings []config.Problem
 		var busy []string

@@ -34,7 +34,7 @@ func cpu(t *testing.T, pid int) time.Duration {
 // the Received field shows one of them.
 func TestHostileBytesReachNeitherRepliesNorLogNorReceived(t *testing.T) {
 	dir := t.TempDir()
-	p := serve(t, dir, minimalConfig+"[limits]\nerrors = 1000\n")
+	p := serve(t, dir, minimalConfig+"[limits]\nerrors = 1000\njunk_commands = 1000\n")
 	c, err := hello(p.addr[0])
 	if err != nil {
 		t.Fatal(err)

@@ -56,7 +56,7 @@ func (c *serveCmd) Run(a *app) error {
 	if isTerminal(a.stdout) {
 		banner(a.stdout, cfg)
 	}
-	return supervise(srv.Run, signals, func() { c.reload(a, &written, logger) }, logger)
+	return supervise(srv.Run, signals, func() { srv.lookAgain(); c.reload(a, &written, logger) }, logger)
 }
 
 // errStopped is what a second signal ends in: open transactions were cut off.
@@ -87,7 +87,8 @@ func supervise(run func(context.Context) error, signals <-chan os.Signal, reload
 	}
 }
 
-// reload checks the configuration as it is on disk now. Nothing can be changed in flight yet, so it says what a restart would change.
+// reload checks the configuration as it is on disk now. What stands in it can't be changed in flight, so it says what a restart would
+// change; the files that it names are read again by the server.
 func (c *serveCmd) reload(a *app, old *config.Config, log *slog.Logger) {
 	fresh, err := c.load(a)
 	if err != nil {

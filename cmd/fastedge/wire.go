@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/fastedge/fastedge/internal/admin"
+	"github.com/fastedge/fastedge/internal/certs"
 	"github.com/fastedge/fastedge/internal/config"
 	"github.com/fastedge/fastedge/internal/metrics"
 	"github.com/fastedge/fastedge/loop"
@@ -36,8 +37,10 @@ type server struct {
 	log      *slog.Logger
 	engine   engine
 	writer   *queue.Writer
+	parts    *parts
 	loops    *loop.Server
-	relay    *relay.Relay // nil without a next hop
+	again    chan struct{} // the files that parts were read from are to be looked at now
+	relay    *relay.Relay  // nil without a next hop
 	draining atomic.Bool
 
 	admin     []*http.Server
@@ -51,7 +54,7 @@ func wire(cfg *config.Config, log *slog.Logger, lines *logWriter) (_ *server, er
 		debug.SetGCPercent(gcPercent)
 	}
 	loops := runtime.NumCPU() // those that we may run on: a pinned process has fewer than the machine
-	s := &server{cfg: cfg, log: log}
+	s := &server{cfg: cfg, log: log, again: make(chan struct{}, 1)}
 	if s.engine, err = openEngine(cfg, log); err != nil {
 		return nil, err
 	}
@@ -61,62 +64,103 @@ func wire(cfg *config.Config, log *slog.Logger, lines *logWriter) (_ *server, er
 		}
 	}()
 	reg := newRegistry(cfg)
+	var problems config.Problems
+	if s.parts, problems = newParts(cfg, log, reg.RuleMatched); len(problems) > 0 {
+		return nil, problems
+	}
 	s.writer = queue.NewWriter(&measured{s.engine.Backend, reg}, queue.Limits{MaxLinger: maxLinger})
 	budget := pool.NewBudget(int64(cfg.Limits.Memory))
-	if s.loops, err = newLoops(cfg, log, lines, loops, s.writer, budget, reg); err != nil {
+	if err = s.newLoops(lines, loops, budget, reg); err != nil {
 		return nil, err
 	}
 	if err = s.newRelay(); err != nil {
 		return nil, err
 	}
 	reg.Watch(metrics.Sources{
-		Queue:          s.queueStats(),
-		HandoffPending: s.writer.Pending,
-		MemoryUsed:     budget.Used,
-		MemoryBudget:   int64(cfg.Limits.Memory),
-		LogDropped:     lines.Dropped,
-		Relay:          s.relayStats(),
+		Queue:             s.queueStats(),
+		HandoffPending:    s.writer.Pending,
+		MemoryUsed:        budget.Used,
+		MemoryBudget:      int64(cfg.Limits.Memory),
+		LogDropped:        lines.Dropped,
+		Relay:             s.relayStats(),
+		CertificateExpiry: s.parts.expiry(),
 	})
 	return s, s.newAdmin(reg)
 }
 
-func newLoops(cfg *config.Config, log *slog.Logger, lines *logWriter, n int, w *queue.Writer, budget *pool.Budget, reg *metrics.Registry) (*loop.Server, error) {
-	accept, err := policy.NewRelay(cfg.Domains.Accept)
-	if err != nil {
-		return nil, err
-	}
+func (s *server) newLoops(lines *logWriter, n int, budget *pool.Budget, reg *metrics.Registry) (err error) {
+	cfg := s.cfg
 	o := loop.Options{
-		Writer:         w,
-		Budget:         budget,
-		Loops:          n,
-		MaxConnections: cfg.Limits.Connections,
-		Log:            log,
-		Lines:          lines,
-		LineFormat:     lines.format,
-		Meter:          meter{reg},
+		Writer:           s.writer,
+		Budget:           budget,
+		Loops:            n,
+		MaxConnections:   cfg.Limits.Connections,
+		MaxHandshakes:    cfg.Limits.Handshakes,
+		HandshakeTimeout: cfg.Timeouts.Handshake,
+		ProxyTimeout:     cfg.Timeouts.ProxyHeader,
+		Log:              s.log,
+		Lines:            lines,
+		LineFormat:       lines.format,
+		Meter:            meter{reg},
 	}
-	for _, l := range cfg.Listen {
-		o.Listeners = append(o.Listeners, loop.Listener{
-			Name:     l.Name,
-			Network:  l.Address.Network,
-			Address:  l.Address.Addr,
-			MayRelay: policy.NewNetworks(l.RelayFrom).Contains,
-			Session: session.NewServer(session.Options{
-				Hostname:        cfg.Hostname,
-				Listener:        l.Name,
-				LMTP:            l.Protocol == "lmtp",
-				Normalize:       cfg.SMTP.LineEndings == "normalize",
-				Hide:            cfg.SMTP.Hide,
-				MaxMessageBytes: int64(cfg.Limits.MessageSize),
-				MaxRecipients:   cfg.Limits.Recipients,
-				MaxErrors:       cfg.Limits.Errors,
-				CommandTimeout:  cfg.Timeouts.Command,
-				DataTimeout:     cfg.Timeouts.Data,
-				Accept:          accept.Accept,
-			}),
-		})
+	for i := range cfg.Listen {
+		o.Listeners = append(o.Listeners, s.newListener(&cfg.Listen[i]))
 	}
-	return loop.New(o)
+	s.loops, err = loop.New(o)
+	return err
+}
+
+// newListener says how the clients of one address are served.
+func (s *server) newListener(l *config.Listener) loop.Listener {
+	cfg, p := s.cfg, s.parts
+	o := session.Options{
+		Hostname:        cfg.Hostname,
+		Listener:        l.Name,
+		LMTP:            l.Protocol == "lmtp",
+		Normalize:       cfg.SMTP.LineEndings == "normalize",
+		Hide:            cfg.SMTP.Hide,
+		MaxMessageBytes: int64(cfg.Limits.MessageSize),
+		MaxRecipients:   cfg.Limits.Recipients,
+		MaxErrors:       cfg.Limits.Errors,
+		MaxJunk:         cfg.Limits.JunkCommands,
+		MaxAuthFailures: cfg.Limits.AuthFailures,
+		MinDataRate:     int64(cfg.Limits.DataRate),
+		CommandTimeout:  cfg.Timeouts.Command,
+		DataTimeout:     cfg.Timeouts.Data,
+		PolicyTimeout:   cfg.Timeouts.Policy,
+		Accept:          p.relay.Accept,
+		Validators:      p.validators,
+		Auth:            l.Auth,
+		AuthInClear:     l.Address.IsLocal(),
+		AuthRequired:    l.AuthRequired,
+	}
+	switch l.TLS {
+	case "opportunistic":
+		o.TLS = session.TLSOpportunistic
+	case "required", "implicit":
+		o.TLS = session.TLSRequired
+	}
+	listener := loop.Listener{
+		Name:        l.Name,
+		Network:     l.Address.Network,
+		Address:     l.Address.Addr,
+		MayRelay:    policy.NewNetworks(l.RelayFrom).Contains,
+		Gate:        p.gate,
+		Auth:        p.auth,
+		Implicit:    l.TLS == "implicit",
+		GreetDelay:  cfg.SMTP.GreetDelay,
+		RefuseEarly: cfg.SMTP.EarlyTalkers == "refuse",
+		Session:     session.NewServer(o),
+	}
+	if len(l.ProxyProtocolFrom) > 0 {
+		listener.Proxies = policy.NewNetworks(l.ProxyProtocolFrom).Contains
+	}
+	if l.TLS != "off" {
+		ask, _ := certs.ParseClientCertificates(l.ClientCertificates) // a word that the configuration has checked
+		listener.TLS = p.certs.Config(ask)
+		listener.TLSFacts = p.tlsFacts
+	}
+	return listener
 }
 
 func (s *server) newRelay() (err error) {
@@ -182,6 +226,9 @@ func (s *server) Run(ctx context.Context) error {
 			}
 		}()
 	}
+	stopReload := make(chan struct{})
+	defer close(stopReload)
+	go (&reloader{files: s.parts.files, log: s.log}).run(s.cfg.TLS.ReloadEvery, s.again, stopReload)
 	relayCtx, stopRelay := context.WithCancel(context.Background())
 	relayed := make(chan struct{})
 	go func() {
@@ -248,6 +295,9 @@ func (s *server) closeAll() {
 	if s.loops != nil {
 		s.loops.Close()
 	}
+	if s.parts != nil {
+		s.parts.close()
+	}
 	if err := s.engine.Close(); err != nil {
 		s.log.Error("queue: close", "error", err)
 	}
@@ -258,6 +308,14 @@ func (s *server) addresses() (all []string) {
 		all = append(all, l.Protocol+" "+s.loops.Addr(i))
 	}
 	return all
+}
+
+// lookAgain reads the files again that have changed. Any goroutine; it does not wait.
+func (s *server) lookAgain() {
+	select {
+	case s.again <- struct{}{}:
+	default: // it is on its way already
+	}
 }
 
 // notReady is why no mail should be sent here now.
@@ -325,7 +383,7 @@ func newRegistry(cfg *config.Config) *metrics.Registry {
 			loop.ConnAccepted: "accepted", loop.ConnOverLimit: "limit", loop.ConnDraining: "draining",
 			loop.ConnPerAddress: "limit_per_ip", loop.ConnPerPrefix: "limit_per_prefix", loop.ConnRate: "limit_rate",
 		},
-		Protocols: []string{"SMTP", "ESMTP", "LMTP", "UTF8SMTP", "UTF8LMTP"},
+		Protocols: session.Protocols(),
 		Events: []string{
 			loop.EventPaused: "paused", loop.EventStashFull: "stash_full", loop.EventSlowReader: "slow_reader",
 			loop.EventTimeout: "timeout", loop.EventPanic: "panic", loop.EventOrphan: "orphan",
@@ -343,6 +401,9 @@ func newRegistry(cfg *config.Config) *metrics.Registry {
 	}
 	for r := range session.NumReasons {
 		o.Reasons = append(o.Reasons, r.String())
+	}
+	for _, r := range cfg.Rule {
+		o.Rules = append(o.Rules, r.Name)
 	}
 	return metrics.New(o)
 }

@@ -23,7 +23,7 @@ type collector struct {
 	spoolSyncs, spoolSyncErrors, spoolDamaged                   *prometheus.Desc
 	loopConnections, loopSlowest, loopEvents                    *prometheus.Desc
 	handshakes, handshakeSeconds                                *prometheus.Desc
-	memoryUsed, memoryBudget, logDropped                        *prometheus.Desc
+	memoryUsed, memoryBudget, logDropped, certificateExpiry     *prometheus.Desc
 	relayAttempts, relayDead, relayRecipients                   *prometheus.Desc
 	relayConnects, relayInFlight, relayConnections, relayDown   *prometheus.Desc
 
@@ -63,6 +63,7 @@ func newCollector(r *Registry) *collector {
 	c.handshakeSeconds = desc("tls_handshake_seconds", "Duration of TLS handshakes that came about, the client's share included.")
 	c.memoryUsed = desc("memory_used_bytes", "Message bytes in memory that are not yet durable.")
 	c.memoryBudget = desc("memory_budget_bytes", "The bound of memory_used_bytes: limits.memory.")
+	c.certificateExpiry = desc("certificate_expiry_timestamp_seconds", "When the first of the server's TLS certificates ends.")
 	c.logDropped = desc("log_dropped_total", "Log lines dropped because the log could not be written fast enough.")
 	c.relayAttempts = desc("relay_attempts_total", "Attempts to hand a message on.")
 	c.relayDead = desc("relay_dead_total", "Messages given up: too old, or damaged.")
@@ -195,6 +196,9 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	if sources.LogDropped != nil {
 		counter(c.logDropped, sources.LogDropped())
+	}
+	if sources.CertificateExpiry != nil {
+		gauge(c.certificateExpiry, float64(sources.CertificateExpiry().Unix()))
 	}
 	if sources.Relay != nil {
 		st := sources.Relay()

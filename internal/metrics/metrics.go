@@ -34,6 +34,7 @@ type Options struct {
 	Reasons     []string // why something is refused
 	Protocols   []string // RFC 3848 words as envelopes have them: SMTP, ESMTP, LMTP
 	Events      []string // rare events of loops
+	Rules       []string // names of the rules of policy
 }
 
 // QueueStats is what the queue says of itself; it mirrors queue.Stats.
@@ -58,6 +59,8 @@ type Sources struct {
 	MemoryBudget   int64        // limits.memory
 	LogDropped     func() uint64
 	Relay          func() RelayStats
+	// CertificateExpiry is when the first of our certificates ends.
+	CertificateExpiry func() time.Time
 }
 
 // RelayStats is what the relay says of itself; it mirrors relay.Stats.
@@ -79,6 +82,7 @@ type Registry struct {
 	sources Sources
 	rotated time.Time // when the loops' slowest callbacks were last moved to before
 
+	rules         map[string]prometheus.Counter
 	batchMessages prometheus.Histogram
 	batchSeconds  prometheus.Histogram
 }
@@ -99,6 +103,16 @@ func New(o Options) *Registry {
 		ConstLabels: prometheus.Labels{"version": o.Version, "revision": o.Revision, "goversion": runtime.Version()},
 	})
 	build.Set(1)
+	r.rules = make(map[string]prometheus.Counter, len(o.Rules))
+	if len(o.Rules) > 0 {
+		matches := prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "fastedge_rule_matches_total", Help: "Commands and messages that a [[rule]] has matched, those in observe mode included.",
+		}, []string{"rule"})
+		for _, name := range o.Rules {
+			r.rules[name] = matches.WithLabelValues(name)
+		}
+		r.prom.MustRegister(matches)
+	}
 	r.prom.MustRegister(r.batchMessages, r.batchSeconds, build, newCollector(r),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
@@ -115,6 +129,13 @@ func (r *Registry) Watch(s Sources) {
 func (r *Registry) Batch(messages int, d time.Duration) {
 	r.batchMessages.Observe(float64(messages))
 	r.batchSeconds.Observe(d.Seconds())
+}
+
+// RuleMatched counts a match of one of Options.Rules.
+func (r *Registry) RuleMatched(rule string) {
+	if c := r.rules[rule]; c != nil {
+		c.Inc()
+	}
 }
 
 // Handler serves the metrics. log gets what goes wrong in a scrape; it may be nil.
