@@ -143,6 +143,10 @@ func (x *Exchange) check(st *step, l Login) {
 
 // advanceRelayed hands the response on. Names in it are only looked at for the count of failures.
 func (x *Exchange) advanceRelayed(st *step) {
+	if x.mechanism == CRAMMD5 && x.steps == 1 && st.response != nil {
+		st.conclude(errMalformed) // RFC 4954 §4: no initial response where the server speaks first
+		return
+	}
 	if name := claimed(x.mechanism, st.response, x.peer); name != "" {
 		if err := x.claims(name); err != nil {
 			st.conclude(err)
@@ -333,11 +337,8 @@ func (x *Exchange) checkToken(store TokenChecker, user, token string) error {
 			return err
 		}
 	}
-	l := Login{Mechanism: x.mechanism, User: user, ActAs: user, Token: token, Peer: x.peer}
+	l := Login{Mechanism: x.mechanism, User: user, Token: token, Peer: x.peer}
 	answered, err := store.CheckToken(x.context(), l)
-	if answered == "" {
-		answered = user // the store vouches for the token, and has seen the name
-	}
 	x.user, err = l.identity(answered, err)
 	if err == nil && x.tried == "" {
 		x.tried = x.user

@@ -182,6 +182,8 @@ func (l *Login) identity(answered string, err error) (string, error) {
 		return "", err
 	case l.ActAs != "" && answered != l.ActAs:
 		return "", fmt.Errorf("%w: %s may not act as another", ErrRefused, l.Mechanism)
+	case l.Token != "" && l.User != "" && answered != "" && answered != l.User:
+		return "", fmt.Errorf("%w: the token is another user's", ErrRefused)
 	case answered != "":
 		return answered, nil
 	case l.User == "":

@@ -396,7 +396,9 @@ type Users struct {
 // NewUsers is a store with a fixed table.
 func NewUsers(t *Table) *Users {
 	u := &Users{
-		pbkdf2: func(password string, k *SCRAMKeys) (SCRAMKeys, error) { return deriveSCRAM(password, k.Salt, k.Iterations) },
+		pbkdf2: func(password string, k *SCRAMKeys) (SCRAMKeys, error) {
+			return deriveSCRAM(password, k.Salt, k.Iterations)
+		},
 		argon2: func(password string, a *Argon2id) []byte {
 			return argon2.IDKey([]byte(password), a.Salt, a.Passes, a.MemoryKiB, a.Lanes, uint32(len(a.Hash)))
 		},
