@@ -97,12 +97,17 @@ func (p *parts) newAuth(cfg *config.Config, log *slog.Logger, wrong func(string,
 		return
 	}
 	var stores []auth.Store
+	unknown := cfg.Auth.Dovecot != "" // what the stores can do is known later
 	if file := cfg.Auth.Users; file != "" {
 		users, err := auth.OpenUsers(file)
 		if err != nil {
 			wrong("auth.users", -1, err)
 		} else {
 			stores = append(stores, users)
+			if users.Table().Len() == 0 {
+				unknown = true
+				log.Warn("auth.users: nobody is in " + file + " yet, see fastedge auth add")
+			}
 			p.files = append(p.files, reloadable{"users", users.Reload})
 		}
 	}
@@ -143,7 +148,7 @@ func (p *parts) newAuth(cfg *config.Config, log *slog.Logger, wrong func(string,
 	}
 	for i, l := range cfg.Listen {
 		for j, m := range l.Auth {
-			if cfg.Auth.Dovecot == "" && !p.auth.Supports(m) { // what Dovecot can do is known once it runs
+			if !unknown && !p.auth.Supports(m) {
 				wrong("listen["+strconv.Itoa(i)+"].auth["+strconv.Itoa(j)+"]", -1, errors.New("no store of credentials can do "+m))
 			}
 		}
