@@ -29,6 +29,16 @@ func (f *UsersFile) Set(u User) (replaced bool) {
 	return false
 }
 
+// User is the user's line as it stands.
+func (f *UsersFile) User(name string) (User, bool) {
+	i := f.find(name)
+	if i < 0 {
+		return User{}, false
+	}
+	u, _, _ := parseLine(f.lines[i])
+	return u, true
+}
+
 // Remove takes the user's line out, and reports whether there was one.
 func (f *UsersFile) Remove(name string) bool {
 	i := f.find(name)

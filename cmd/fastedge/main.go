@@ -47,6 +47,7 @@ type cli struct {
 	Check  checkCmd  `cmd:"" help:"Check the configuration and the machine, as serve does before it starts."`
 	Config configCmd `cmd:"" help:"Print configurations."`
 	Queue  queueCmd  `cmd:"" help:"Look into the queue and act on messages."`
+	Auth   authCmd   `cmd:"" help:"Add, remove and list the users of the users file."`
 
 	Loadtest loadtestCmd `cmd:"" help:"Load any mail server, measure it, and prove that it lost nothing."`
 
