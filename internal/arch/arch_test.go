@@ -36,7 +36,7 @@ var mayImport = map[string]string{
 	"queue/spool":       "queue envelope pool",
 	"queue/queuetest":   "queue envelope pool",
 	"relay":             "queue envelope pool smtpcodec",
-	"internal/smtptest": "session smtpcodec envelope pool",
+	"internal/smtptest": "session policy smtpcodec envelope pool",
 	"internal/admin":    "queue envelope",
 	// Level 4
 	"loop": "session queue auth envelope policy pool smtpcodec internal/logline",
@@ -70,6 +70,7 @@ var door = map[string][]string{
 	"github.com/HdrHistogram/hdrhistogram-go": {"loadtest", "loadtest/report"},
 	"github.com/emersion/go-sasl":             {"auth"},
 	"github.com/xdg-go/scram":                 {"auth"},
+	"github.com/xdg-go/stringprep":            {"auth"},
 	"golang.org/x/crypto":                     {"auth"},
 	"golang.org/x/term":                       {"cmd/fastedge"},
 	"github.com/pires/go-proxyproto":          {"loop"},
