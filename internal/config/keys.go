@@ -49,7 +49,7 @@ var keys = map[string]rule{
 		doc: "These peers must speak the PROXY protocol, version 1 or 2; nobody else may."},
 	"listen[].relay_from": {doc: "Networks that may send to any domain. Unix sockets always may."},
 	"listen[].auth": {words: words(mechanisms),
-		doc: `SASL mechanisms to offer, like ["SCRAM-SHA-256", "PLAIN"]; over TLS only, except to this machine.`},
+		doc: `SASL mechanisms to offer, like ["SCRAM-SHA-256", "PLAIN"]; offered over TLS only, which a proxy may have ended, except to this machine.`},
 	"listen[].auth_required": {doc: "Refuse MAIL before AUTH with 530."},
 
 	"tls": {doc: "Certificates and versions for STARTTLS and implicit TLS."},
@@ -124,8 +124,8 @@ var keys = map[string]rule{
 	"limits.message_size":  {min: kib, max: 2 * gib, doc: "The largest message; larger ones get 552."},
 	"limits.recipients":    {min: 1, max: 100_000, doc: "Recipients of one message; more get 452. RFC 5321 §4.5.3.1.8 wants at least 100."},
 	"limits.errors":        {min: 1, max: 1_000_000, doc: "Refused commands after which a session is closed with 421."},
-	"limits.junk_commands": {min: 1, max: 1_000_000, doc: "NOOP, RSET, VRFY and the like between two messages, after which a session is closed with 421."},
-	"limits.auth_failures": {min: 1, max: 1000, doc: "Failed logins after which a session is closed with 421."},
+	"limits.junk_commands": {min: 1, max: 1_000_000, doc: "NOOP, RSET, VRFY and the like for each message; one more closes the session with 421."},
+	"limits.auth_failures": {min: 1, max: 1000, doc: "Failed logins that are answered with 535; the next one closes the session with 421."},
 	"limits.handshakes":    {min: 1, max: 1_000_000, doc: "TLS handshakes at once; more STARTTLS get 454, and more implicit TLS is closed."},
 	"limits.data_rate": {max: gib,
 		doc: "Bytes a second that message data must come with at least, averaged over a minute; slower clients get 421. 0 is no limit."},
@@ -136,7 +136,7 @@ var keys = map[string]rule{
 	"timeouts.data":         {min: 10 * ms, max: 24 * hour, doc: "The data of one message, from 354 to its end."},
 	"timeouts.handshake":    {min: 10 * ms, max: hour, doc: "A TLS handshake, from the reply to STARTTLS or the connection to its end."},
 	"timeouts.proxy_header": {min: 10 * ms, max: hour, doc: "The PROXY protocol's header, from the connection on."},
-	"timeouts.policy":       {min: 10 * ms, max: hour, doc: "The longest that rules, hooks and filters may take together about one command; then it is 451."},
+	"timeouts.policy":       {min: 10 * ms, max: hour, doc: "The longest that one rule, hook or filter may take about one command, and a step of a login; then it is 451 or 454."},
 	"timeouts.drain":        {max: 24 * hour, doc: "How long TERM waits for open transactions."},
 
 	"spf":              {doc: "Sender Policy Framework, RFC 7208."},

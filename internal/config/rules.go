@@ -139,7 +139,7 @@ func (l *loader) logins() {
 		if one.AuthRequired && len(one.Auth) == 0 {
 			l.reportAt(listenKey(i, "auth_required"), "needs mechanisms in auth of this listener: nobody could log in")
 		}
-		if len(one.Auth) > 0 && one.TLS == "off" && !one.Address.IsLocal() && !l.bad[listenKey(i, "tls")] && !l.bad[listenKey(i, "address")] {
+		if len(one.Auth) > 0 && one.TLS == "off" && !one.endedByProxy() && !one.Address.IsLocal() && !l.bad[listenKey(i, "tls")] && !l.bad[listenKey(i, "address")] {
 			l.reportAt(auth, fmt.Sprintf("is never offered in clear to other machines: set tls of this listener (%v)", one.Address))
 		}
 		for j, mechanism := range one.Auth {
@@ -156,6 +156,10 @@ func (l *loader) logins() {
 	}
 }
 
+// endedByProxy says that clients may come over TLS although the listener has none: a proxy in front tells so in its header (PROXY
+// protocol version 2, PP2_TYPE_SSL), and which certificate it verified.
+func (one *Listener) endedByProxy() bool { return one.TLS == "off" && len(one.ProxyProtocolFrom) > 0 }
+
 // unusable says why nobody could use a mechanism on listener i.
 func (l *loader) unusable(mechanism string, i int) string {
 	one, store := l.cfg.Listen[i], l.cfg.Auth
@@ -163,7 +167,7 @@ func (l *loader) unusable(mechanism string, i int) string {
 		return ""
 	}
 	if mechanism == "EXTERNAL" {
-		if one.ClientCertificates == "off" && !l.bad[listenKey(i, "client_certificates")] {
+		if one.ClientCertificates == "off" && !one.endedByProxy() && !l.bad[listenKey(i, "client_certificates")] {
 			return "is by client certificate: set client_certificates of this listener"
 		}
 		return ""
