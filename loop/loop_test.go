@@ -94,17 +94,13 @@ func (m *memory) all() []message {
 type counter struct {
 	noMeter
 	events   [NumEvents]atomic.Int64
-	overCap  atomic.Int64
+	results  [NumConnResults]atomic.Int64
 	refusals atomic.Int64
 }
 
-func (c *counter) NewLoop() LoopMeter { return c }
-func (c *counter) Event(e Event)      { c.events[e].Add(1) }
-func (c *counter) Connection(_ int, r ConnResult) {
-	if r == ConnOverLimit {
-		c.overCap.Add(1)
-	}
-}
+func (c *counter) NewLoop() LoopMeter                            { return c }
+func (c *counter) Event(e Event)                                 { c.events[e].Add(1) }
+func (c *counter) Connection(_ int, r ConnResult)                { c.results[r].Add(1) }
 func (c *counter) Refusal(session.Stage, session.Reason, uint16) { c.refusals.Add(1) }
 
 type server struct {
@@ -399,8 +395,8 @@ func TestConnectionLimitIsExactAndNamed(t *testing.T) {
 		t.Errorf("%q does not name the limit", r)
 	}
 	c.expectEOF()
-	if s.meter.overCap.Load() != 1 {
-		t.Errorf("%d counted over the limit, want 1", s.meter.overCap.Load())
+	if n := s.meter.results[ConnOverLimit].Load(); n != 1 {
+		t.Errorf("%d counted over the limit, want 1", n)
 	}
 	open[0].Close()
 	waitFor(t, "a place", func() bool { return s.Connections() == 2 })

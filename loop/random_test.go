@@ -138,5 +138,5 @@ func TestClientsThatDoAnythingLeaveTheLoopsConsistent(t *testing.T) {
 	for e := range NumEvents {
 		t.Logf("event %d: %d times", e, s.meter.events[e].Load())
 	}
-	t.Logf("%d messages, %d connections over the limit", len(s.backend.all()), s.meter.overCap.Load())
+	t.Logf("%d messages, %d connections over the limit", len(s.backend.all()), s.meter.results[ConnOverLimit].Load())
 }

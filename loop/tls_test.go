@@ -564,6 +564,7 @@ func TestMain(m *testing.M) {
 const idleConnections = 500
 
 func holdIdleClients(addr string) {
+	var open []net.Conn
 	for range idleConnections {
 		c, err := tls.Dial("tcp", addr, clientTLS())
 		if err != nil {
@@ -572,9 +573,13 @@ func holdIdleClients(addr string) {
 		}
 		fmt.Fprint(c, "EHLO c\r\n")
 		io.ReadAtLeast(c, make([]byte, 1<<10), 100)
+		open = append(open, c)
 	}
 	fmt.Println("ready")
 	io.Copy(io.Discard, os.Stdin)
+	for _, c := range open {
+		c.Close()
+	}
 }
 
 func TestAnIdleTLSConnectionTakesAtMost12KiBOfHeap(t *testing.T) {
@@ -607,6 +612,9 @@ func TestAnIdleTLSConnectionTakesAtMost12KiBOfHeap(t *testing.T) {
 	defer stdin.Close()
 	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "ready\n" {
 		t.Fatalf("the clients said %q, %v", line, err)
+	}
+	if n := s.Connections(); n != 1+idleConnections {
+		t.Fatalf("%d connections", n)
 	}
 	each := (heap() - before) / idleConnections
 	t.Logf("%d bytes for each of %d idle TLS connections", each, idleConnections)
