@@ -264,7 +264,9 @@ func TestCRAMMD5(t *testing.T) {
 	}{
 		{"tim", same, Success},
 		{"nobody", same, Failed},
-		{"tim", func(s string) string { return s[:len(s)-2] + "00" }, Failed},
+		{"tim", func(s string) string {
+			return strings.Replace(s, " ", " "+string("123456789abcdef0"[strings.IndexByte("0123456789abcdef", s[4])]), 1)[:len(s)]
+		}, Failed},
 		{"tim", func(s string) string { return s[:len(s)-1] }, Malformed},
 		{"tim", func(s string) string { return s + "ab" }, Malformed},
 		{"", same, Malformed},
