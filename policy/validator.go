@@ -80,6 +80,13 @@ type Validator interface {
 	Validate(e *Event) error
 }
 
+// Rememberer is a Validator that wants Event.Slot.
+type Rememberer interface {
+	Validator
+	// Remembers says so. It is called once, before any session.
+	Remembers() bool
+}
+
 // Client is what is known of the peer. Slices are borrowed like the event.
 type Client struct {
 	Addr      netip.AddrPort // the client's, as the proxy tells it when there is one; zero on a unix socket
@@ -128,6 +135,9 @@ type Event struct {
 	Reply smtpcodec.Reply
 	// Fields are header fields to be put before the message, each whole: name, colon, value, CRLF. From AtMail to AtMessage.
 	Fields []byte
+	// Slot is a place that a Rememberer has for itself in each session, for what it will need at a later stage; nil for other validators. It
+	// belongs to the event loop: a pending question has none.
+	Slot *any
 
 	pending *Pending
 }
@@ -167,6 +177,7 @@ func (e *Event) Pend() *Pending {
 		}
 		p.Event.Path = e.Path.Clone()
 		p.Event.Fields = slices.Clone(e.Fields)
+		p.Event.Slot = nil
 		e.pending = p
 	}
 	return e.pending

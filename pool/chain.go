@@ -1,6 +1,9 @@
 package pool
 
-import "hash/crc32"
+import (
+	"fmt"
+	"hash/crc32"
+)
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -82,6 +85,41 @@ func (ch *Chain) AppendBuffers(dst [][]byte) [][]byte {
 		}
 	}
 	return dst
+}
+
+// Range is bytes From to To of a chain, To not included.
+type Range struct{ From, To int64 }
+
+// Delete takes ranges out of the chain, which must be in order and apart. It moves each byte at most once, and reads all of them for Sum: it is for
+// what happens rarely.
+func (ch *Chain) Delete(ranges []Range) {
+	last := int64(0)
+	for _, r := range ranges {
+		if r.From < last || r.To < r.From || r.To > ch.size {
+			panic(fmt.Sprintf("pool: delete %v of %d bytes", ranges, ch.size))
+		}
+		last = r.To
+	}
+	at, size := int64(0), int64(0)
+	ch.sum = 0
+	for c := ch.head; c != nil; c = c.next {
+		n := int64(c.n)
+		kept, from := 0, int64(0) // bytes kept of the chunk, and how far it has been looked at
+		for len(ranges) > 0 && ranges[0].From < at+n {
+			kept += copy(c.buf[kept:], c.buf[from:max(ranges[0].From-at, from)])
+			from = min(ranges[0].To-at, n)
+			if ranges[0].To > at+n {
+				break // goes on in the next chunk
+			}
+			ranges = ranges[1:]
+		}
+		kept += copy(c.buf[kept:], c.buf[from:n])
+		c.n = kept
+		ch.sum = crc32.Update(ch.sum, castagnoli, c.Bytes())
+		size += int64(kept)
+		at += n
+	}
+	ch.size = size
 }
 
 // Release gives all chunks back to their lists and empties the chain. Releasing an empty chain does nothing.

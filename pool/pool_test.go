@@ -220,3 +220,31 @@ func benchChain(b *testing.B) {
 }
 
 var sink []byte
+
+// Whatever is taken out of a chain, the rest and its sum are those of the bytes that stay.
+func TestDeleteKeepsTheRest(t *testing.T) {
+	l := NewList(1<<20, nil)
+	whole := make([]byte, 100<<10)
+	for i := range whole {
+		whole[i] = byte(i * 7 >> 3)
+	}
+	n := int64(len(whole))
+	for _, cuts := range [][]Range{
+		nil, {{0, 0}}, {{0, 1}}, {{0, n}}, {{n, n}}, {{n - 1, n}}, {{5, 8<<10 - 1}}, {{8 << 10, 8<<10 + 1}}, {{8<<10 - 1, 8<<10 + 1}}, {{1, 99 << 10}},
+		{{40 << 10, 41 << 10}}, {{0, 3}, {3, 4}, {7, 9}}, {{1, 2}, {8 << 10, 50 << 10}, {60 << 10, n}}, {{3, 9 << 10}, {9 << 10, 70 << 10}, {70<<10 + 1, 70<<10 + 2}},
+	} {
+		var ch Chain
+		ch.Append(l, whole)
+		ch.Delete(cuts)
+		want, from := []byte{}, int64(0)
+		for _, r := range cuts {
+			want = append(want, whole[from:r.From]...)
+			from = r.To
+		}
+		want = append(want, whole[from:]...)
+		if got := bytes.Join(ch.AppendBuffers(nil), nil); !bytes.Equal(got, want) || ch.Len() != int64(len(want)) || ch.Sum() != crc32.Checksum(want, castagnoli) {
+			t.Errorf("delete %v: %d bytes, want %d; sum %x", cuts, len(got), len(want), ch.Sum())
+		}
+		ch.Release()
+	}
+}

@@ -242,6 +242,14 @@ func (s *Session) endData(now time.Time, out []byte) []byte {
 		return s.refuseMessage(out, why, s.perRecipient())
 	}
 	s.phase = phaseCommand
+	return s.judgeMessage(now, out)
+}
+
+// judgeMessage is reached when a message is complete and the session has nothing against it.
+func (s *Session) judgeMessage(now time.Time, out []byte) []byte {
+	if id := s.sv.AuthservID; id != "" && removeForged(&s.tx.env.Data, id) {
+		return s.refuseMessage(out, &refuseForged, s.perRecipient())
+	}
 	return s.judge(policy.AtMessage, now, out)
 }
 
@@ -277,7 +285,7 @@ func (s *Session) endChunk(now time.Time, out []byte) []byte {
 		return s.refuseMessage(out, why, replies)
 	}
 	if s.chunkLast {
-		return s.judge(policy.AtMessage, now, out)
+		return s.judgeMessage(now, out)
 	}
 	s.tell(StageData, 250)
 	out = strconv.AppendInt(append(out, "250 2.0.0 "...), s.chunkSize, 10)

@@ -48,7 +48,7 @@ func (s *Session) judge(at policy.Stage, now time.Time, out []byte) []byte {
 func (s *Session) judgeFrom(at policy.Stage, from int, now time.Time, out []byte) []byte {
 	list := s.sv.at[at]
 	for i := from; i < len(list); i++ {
-		e := s.event(at)
+		e := s.event(at, list[i].slot)
 		err := validate(list[i], e)
 		if p := e.Pended(); p != nil && err == nil {
 			s.pending, s.asked, s.askedOf = p, at, uint16(i)
@@ -102,17 +102,17 @@ var (
 )
 
 // validate asks one validator. Its panic is an error: the client is not to lose its session to somebody else's bug.
-func validate(v policy.Validator, e *policy.Event) (err error) {
+func validate(v placed, e *policy.Event) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("session: validator %T panicked: %v", v, r)
+			err = fmt.Errorf("session: validator %T panicked: %v", v.Validator, r)
 		}
 	}()
 	return v.Validate(e)
 }
 
-// event fills in the loop's one event.
-func (s *Session) event(at policy.Stage) *policy.Event {
+// event fills in the loop's one event, for a validator that remembers in slot, if that is not negative.
+func (s *Session) event(at policy.Stage, slot int) *policy.Event {
 	e := &s.res.event
 	*e = policy.Event{
 		Stage: at,
@@ -125,6 +125,12 @@ func (s *Session) event(at policy.Stage) *policy.Event {
 			Protocol: s.Protocol(),
 			TLS:      s.peer.TLS,
 		},
+	}
+	if slot >= 0 {
+		if s.slots == nil {
+			s.slots = make([]any, s.sv.slots)
+		}
+		e.Slot = &s.slots[slot]
 	}
 	if s.peer.Proxy != nil {
 		e.Client.ProxyAddr = *s.peer.Proxy
@@ -178,7 +184,7 @@ func (s *Session) dropQuestion() {
 // tellOf asks the validators of a stage that the session does not wait at. reply is what will be answered; the result is what they made of it.
 func (s *Session) tellOf(at policy.Stage, reply smtpcodec.Reply) smtpcodec.Reply {
 	for _, v := range s.sv.at[at] {
-		e := s.event(at)
+		e := s.event(at, v.slot)
 		e.Reply = reply
 		err := validate(v, e)
 		if r := e.Reply; err == nil && r != reply && (r.Code < 200 || r.Code > 599) {

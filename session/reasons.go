@@ -39,6 +39,7 @@ const (
 	ReasonAuthFailures
 	ReasonJunk
 	ReasonDataRate
+	ReasonForged
 	NumReasons
 )
 
@@ -84,6 +85,7 @@ var reasons = [NumReasons]struct {
 	ReasonAuthFailures:        {word: "auth_failures"},
 	ReasonJunk:                {word: "junk_commands"},
 	ReasonDataRate:            {word: "data_rate"},
+	ReasonForged:              {word: "forged_results"},
 }
 
 // String gives the word.

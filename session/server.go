@@ -69,6 +69,9 @@ type Options struct {
 	// Validators decide, in order, at the stages that they name; the first that refuses is the last that is asked. They are asked
 	// after the session's own checks and Accept.
 	Validators []policy.Validator
+	// AuthservID is our name in Authentication-Results fields (RFC 8601 §2.5). Fields that bear it already are taken out of messages: they are
+	// forged. Empty: messages are not looked at.
+	AuthservID string
 	// PolicyTimeout is how long a validator may take; then it has failed: 451 4.3.0. The same holds for a step of AUTH: 454 4.7.0.
 	// Default 30 seconds.
 	PolicyTimeout time.Duration
@@ -124,7 +127,14 @@ type Server struct {
 	chunking  bool
 	oversized refusal // SIZE= over the limit
 	maxLine   int     // of a command
-	at        [policy.NumStages][]policy.Validator
+	at        [policy.NumStages][]placed
+	slots     int // of validators that remember
+}
+
+// placed is a validator with its place among those that remember, -1 without one.
+type placed struct {
+	policy.Validator
+	slot int
 }
 
 // offers is what EHLO says and allows at one degree of security.
@@ -157,9 +167,14 @@ func NewServer(o Options) *Server {
 		if stages >= 1<<policy.NumStages {
 			panic("session: a validator names a stage that there is not")
 		}
+		one := placed{v, -1}
+		if r, ok := v.(policy.Rememberer); ok && r.Remembers() {
+			one.slot = sv.slots
+			sv.slots++
+		}
 		for st := range policy.NumStages {
 			if stages.Has(st) {
-				sv.at[st] = append(sv.at[st], v)
+				sv.at[st] = append(sv.at[st], one)
 			}
 		}
 	}

@@ -104,6 +104,7 @@ type Session struct {
 	pending *policy.Pending  // the question that is waited for
 	told    *smtpcodec.Reply // what validators want said in place of our own success
 	sasl    *exchange        // the AUTH being worked out
+	slots   []any            // what validators remember, made when the first of them is asked
 
 	errors       uint32 // faulty commands, see reasons
 	transactions uint32 // MAIL commands
