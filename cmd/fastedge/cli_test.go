@@ -3,10 +3,16 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -91,6 +97,76 @@ func TestExitCodes(t *testing.T) {
 	t.Setenv("FASTEDGE_LIMITS_ERORS", "3")
 	want(t, 78, "", "FASTEDGE_LIMITS_ERORS: no such variable (did you mean FASTEDGE_LIMITS_ERRORS?)", "check")
 	want(t, 0, "[limits]", "", "config", "default") // works beside anything that is broken
+}
+
+// check tells what is wrong with the parts, at the place to blame, together with what is wrong with the machine.
+func TestCheckExplainsWhatKeepsTheServerFromStarting(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f.toml")
+	for name, c := range map[string]struct {
+		text string
+		want []string // in this order
+		code int
+	}{
+		"rules": {code: 78, text: "[[rule]]\nat = \"mail\"\nwhen = 'sender_domain == \"example.org\" and nonsense'\nreply = \"550 5.7.1 no\"\n" +
+			"[[rule]]\nat = \"rcpt\"\nwhen = \"\"\"\nhelo == 'x'\n  and recipient ==\"\"\"\nreply = \"550 5.7.1 no\"\n", want: []string{
+			":7:44: rule[0].when: ", "    when = 'sender_domain == \"example.org\" and nonsense'\n" + strings.Repeat(" ", 47) + "^\n",
+			"rule[1].when: ", "      and recipient ==\"\"\"\n"}},
+		"a rule that asks for what is not known yet": {code: 78, text: "[[rule]]\nat = \"mail\"\nwhen = 'recipient == \"a@b\"'\nreply = \"550 5.7.1 no\"\n",
+			want: []string{":7:9: rule[0].when: ", "            ^"}},
+		"a rule without a condition": {code: 78, text: "[[rule]]\nat = \"mail\"\naccept = true\n", want: []string{":5:3: rule[0].when: missing\n"}},
+		"an open relay": {code: 78, text: "[[listen]]\nname = \"mx\"\naddress = \":25\"\n", want: []string{
+			":7:11: listen[1].address: :25 is open to other machines: set domains.accept"}},
+		"files that are not there": {code: 78, text: "[domains]\nrecipients = \"/nowhere/recipients\"\n[[rule]]\nat = \"mail\"\nwhen = 'nonsense'\naccept = true\n",
+			want: []string{":6:14: domains.recipients: /nowhere/recipients: no such file", ":9:9: rule[0].when: "}},
+		"a self-made certificate": {text: "[[listen]]\nname = \"tls\"\naddress = \"127.0.0.2:0\"\ntls = \"implicit\"\n", want: []string{
+			"warning: listen[1].tls: 127.0.0.2:0 has no certificate (tls.certificates): a self-made one is used"}},
+	} {
+		const text = "admin.http = \"\"\nlimits.connections = 10\n[[listen]]\naddress = \"127.0.0.1:0\"\n"
+		if err := os.WriteFile(path, []byte(text+c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		code, _, stderr := cliRun("check", "-c", path, "--state-dir", filepath.Join(dir, "state"))
+		rest := stderr
+		for _, want := range c.want {
+			at := strings.Index(rest, want)
+			if at < 0 {
+				t.Errorf("%s: %q is missing in\n%s", name, want, stderr)
+				break
+			}
+			rest = rest[at+len(want):]
+		}
+		if code != c.code {
+			t.Errorf("%s: exit code %d, want %d\n%s", name, code, c.code, stderr)
+		}
+	}
+}
+
+// What the parts would log at the start is a warning of check.
+func TestCheckWarnsOfAnExpiredCertificate(t *testing.T) {
+	dir := t.TempDir()
+	cert, key, path := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), filepath.Join(dir, "f.toml")
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(-time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writePEM(t, cert, "CERTIFICATE", der)
+	if der, err = x509.MarshalPKCS8PrivateKey(private); err != nil {
+		t.Fatal(err)
+	}
+	writePEM(t, key, "PRIVATE KEY", der)
+	text := fmt.Sprintf("admin.http = \"\"\nlimits.connections = 10\ntls.certificates = [{ cert = %q, key = %q }]\n"+
+		"[[listen]]\naddress = \"127.0.0.1:0\"\ntls = \"opportunistic\"\n", cert, key)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want(t, 0, "ok\n", "warning: certificate has expired file="+cert, "check", "-c", path, "--state-dir", filepath.Join(dir, "state"))
+	want(t, 0, `"message": "certificate has expired file=`, "", "check", "--json", "-c", path, "--state-dir", filepath.Join(dir, "state"))
 }
 
 // hostile is what a stranger may have sent; nothing of it may reach a terminal as it is.

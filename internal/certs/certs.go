@@ -53,6 +53,20 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Path + ": " + e.Err.Error() }
 
+// Problems gives each *Error in an error of Load or Reload.
+func Problems(err error) (all []*Error) {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, one := range joined.Unwrap() {
+			all = append(all, Problems(one)...)
+		}
+		return all
+	}
+	if one := (*Error)(nil); errors.As(err, &one) {
+		all = append(all, one)
+	}
+	return all
+}
+
 // Unwrap gives the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
@@ -126,27 +140,22 @@ func Load(o Options) (*Store, error) {
 }
 
 // Reload reads the files again. Those that have changed and are good are in force for handshakes that begin from now on; for each that
-// is bad the old one stays. changed says that anything is new. The error joins an *Error for each file that was found bad now; as long
-// as it stays the same it is not told again, so that a caller who asks twice a minute and logs every error logs it once. Trouble has it
-// all the time.
+// is bad the old one stays. changed says that anything is new. The error joins an *Error for each file that is bad, as long as it is; the
+// text stays the same, so that a caller can log it once.
 //
 // A self-made certificate is made anew in the last third of its time.
 func (s *Store) Reload() (changed bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for i := range s.o.Pairs {
+		changed = s.reloadPair(i, s.pairs[i]) || changed
+	}
+	changed = s.reloadAuthorities() || changed
 	var bad []error
-	for i, p := range s.pairs {
-		fresh, found := s.reloadPair(i, p)
-		changed = changed || fresh
-		if found != nil {
-			bad = append(bad, found)
-		}
+	for _, p := range s.pairs {
+		bad = append(bad, p.trouble)
 	}
-	fresh, found := s.reloadAuthorities()
-	changed = changed || fresh
-	if found != nil {
-		bad = append(bad, found)
-	}
+	bad = append(bad, s.ca.trouble)
 	if len(s.o.Pairs) == 0 && s.selfMadeIsOld() {
 		cert, err := selfMade(s.o.Hostname, s.o.Now())
 		if err != nil {
@@ -176,29 +185,25 @@ func (s *Store) complete() bool {
 	return len(s.pairs) > 0
 }
 
-func (s *Store) reloadPair(i int, p *pair) (changed bool, err error) {
-	files := s.o.Pairs
-	if len(files) == 0 {
-		return false, nil // self-made
-	}
-	content, sum, trouble := readPair(files[i], i)
+// reloadPair says that a new pair is in force.
+func (s *Store) reloadPair(i int, p *pair) bool {
+	names := s.o.Pairs[i]
+	content, sum, trouble := readPair(names, i)
 	if sum == p.tried {
-		return false, nil
+		return false
 	}
 	p.tried, p.trouble = sum, trouble
-	if trouble == nil && sum == p.serving {
-		return false, nil // it was bad for a while, and is as it was
+	if trouble != nil || sum == p.serving { // it may have been bad for a while, and be as it was
+		return false
 	}
-	var cert *tls.Certificate
-	if trouble == nil {
-		cert, p.trouble = content.parse(files[i], i)
-	}
-	if p.trouble != nil {
-		return false, p.trouble
+	cert, trouble := content.parse(names, i)
+	if trouble != nil {
+		p.trouble = trouble
+		return false
 	}
 	p.cert, p.serving = cert, sum
-	s.warn(files[i].Cert, cert.Leaf)
-	return true, nil
+	s.warn(names.Cert, cert.Leaf)
+	return true
 }
 
 // warn tells about a certificate that verifying clients will not take. It is used all the same: the clock may be the one that is wrong,
@@ -274,10 +279,11 @@ func hasPEM(data []byte, kind string) bool {
 	return findPEM(data, func(b *pem.Block) bool { return b.Type == kind }) != nil
 }
 
-func (s *Store) reloadAuthorities() (changed bool, err error) {
+// reloadAuthorities says that new ones are in force.
+func (s *Store) reloadAuthorities() bool {
 	path, a := s.o.ClientCA, &s.ca
 	if path == "" {
-		return false, nil
+		return false
 	}
 	data, err := readFile(path)
 	sum := digest(sha256.Sum256(data))
@@ -285,33 +291,22 @@ func (s *Store) reloadAuthorities() (changed bool, err error) {
 		sum = sha256.Sum256([]byte("error: " + err.Error()))
 	}
 	if sum == a.tried {
-		return false, nil
+		return false
 	}
 	a.tried, a.trouble = sum, nil
-	pool := x509.NewCertPool()
 	if err == nil && sum == a.serving {
-		return false, nil
+		return false
 	}
+	pool := x509.NewCertPool()
 	if err == nil && !pool.AppendCertsFromPEM(data) {
 		err = errNotPEM
 	}
 	if err != nil {
 		a.trouble = &Error{-1, "client_ca", path, err}
-		return false, a.trouble
+		return false
 	}
 	a.pool, a.serving = pool, sum
-	return true, nil
-}
-
-// Trouble is what is wrong with the files as they were read last: why older ones are still in force. Nil when all is well.
-func (s *Store) Trouble() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var bad []error
-	for _, p := range s.pairs {
-		bad = append(bad, p.trouble)
-	}
-	return errors.Join(append(bad, s.ca.trouble)...)
+	return true
 }
 
 // Expiry is when the first of the certificates in force expires.
