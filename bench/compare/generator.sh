@@ -1,9 +1,11 @@
 # shellcheck shell=bash disable=SC2154 # $work is of lib.sh
-# The one place that knows the load generator, which is fastedge loadtest. Sourced by run and check.
+# The one place that knows the load generator, which is fastedge loadtest, and the dialer, which does what that can't. Sourced by run
+# and check.
 #
 # generate PORT FLAG…   applies a load to 127.0.0.1:PORT, with the flags of loadtest run, and prints one line of JSON: messages,
 #                       sessions, errors, first_error, seconds, per_second, ack_p50_ms, ack_p99_ms, gen_cpu_us; fails on errors
 # hold PORT N SECONDS   opens N connections, says EHLO on each and holds them
+# dial VERB FLAG…       becomes the dialer
 
 # GENERATOR names a binary to use instead of this commit's.
 build_generator() {
@@ -12,6 +14,7 @@ build_generator() {
 	else
 		go build -o "$work/generator" ./cmd/fastedge
 	fi
+	(cd bench/compare/gopeers && go build -o "$work/dialer" ./dialer)
 }
 
 # loadtest PORT FLAG… becomes the generator, so that who starts it in the background can end it by $!; and cleanup by what it notes.
@@ -31,3 +34,8 @@ generate() {
 }
 
 hold() { loadtest "$1" --connections "$2" --hold "$3s" --sources 127.0.1.0/24; }
+
+dial() {
+	echo "$BASHPID" >"$work/generator.pid"
+	exec taskset -c "$GENERATOR_CORE" timeout -k 5 "$RUN_LIMIT" "$work/dialer" "$@"
+}

@@ -9,7 +9,7 @@
 //	report figures RUN                         # what is used of a run of the load generator, on one line
 //	report quiet PID                           # CPU time of a process and its descendants, once they have come to rest
 //	report evidence -port PORT TRACE MARK…     # class of a server, from what strace saw
-//	report collect [-connections N] [-merge RESULT] FACTS RUNS
+//	report collect [-connections N] [-kind KIND] [-merge RESULT] FACTS RUNS
 //	report gobench FACTS OUTPUT                # one JSON object for each run, or the output of go test -bench, to a result
 //
 // These files say where a table goes with a pair of markers, each on a line of its own:
@@ -70,18 +70,19 @@ func run(args []string) error {
 	case "collect":
 		fl := flag.NewFlagSet("collect", flag.ContinueOnError)
 		connections := fl.Int("connections", 0, "connections open at the same time")
+		kind := fl.String("kind", "", "of the tables: tls, policy or stalled")
 		old := fl.String("merge", "", "a result whose other servers and scenarios are kept")
 		if err := fl.Parse(args[1:]); err != nil {
 			return err
 		}
 		if fl.NArg() != 2 {
-			return errors.New("usage: report collect [-connections N] [-merge RESULT] FACTS RUNS")
+			return errors.New("usage: report collect [-connections N] [-kind KIND] [-merge RESULT] FACTS RUNS")
 		}
 		res, err := fromFiles(fl.Arg(0), fl.Arg(1), collect)
 		if err != nil {
 			return err
 		}
-		res.Connections = *connections
+		res.Connections, res.Kind = *connections, *kind
 		if *old != "" {
 			if err := res.merge(*old); err != nil {
 				return err
@@ -217,7 +218,10 @@ func tableOf(path string, all bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if all && len(res.Servers) > 0 {
+	switch {
+	case res.Kind != "":
+		return res.special(all)
+	case all && len(res.Servers) > 0:
 		return res.full(), nil
 	}
 	return res.table(), nil

@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // result is one file of bench/results: where it was measured, and one row for each scenario and server.
 type result struct {
 	facts
+	Kind        string   `json:"kind,omitempty"` // of its tables: tls, policy, stalled; none for those of compare, generators and go
 	Connections int      `json:"connections,omitempty"`
 	Counter     string   `json:"counter,omitempty"` // perf or strace
 	Servers     []server `json:"servers,omitempty"`
@@ -43,7 +45,8 @@ type facts struct {
 	Go          string `json:"go"`
 }
 
-// row is what one server did with one load. A unit is a message, or a session in the scenario "session". For Go
+// row is what one server did with one load. A unit is a message, or a session in the scenarios whose name
+// says so. For Go
 // benchmarks Scenario is the package and Server the benchmark's name.
 type row struct {
 	Scenario string `json:"scenario"`
@@ -52,8 +55,10 @@ type row struct {
 	Failed   int    `json:"failed_runs,omitempty"`
 	From     string `json:"from,omitempty"` // commit and date, where they are not the result's
 
-	Rate *spread `json:"rate,omitempty"` // messages a second that arrived; without it each connection waits for its reply
-	Held int     `json:"held,omitempty"` // idle connections
+	Rate     *spread `json:"rate,omitempty"`     // messages a second that arrived; without it each connection waits for its reply
+	Held     int     `json:"held,omitempty"`     // idle connections
+	Beside   int     `json:"beside,omitempty"`   // clients that stop within a handshake, and as many that are slow at AUTH, at the same time
+	Security string  `json:"security,omitempty"` // what TLS had agreed on, in all sessions of all rounds
 
 	CPUMicros    *spread `json:"cpu_us,omitempty"`
 	PerSecond    *spread `json:"per_second,omitempty"`
@@ -65,6 +70,7 @@ type row struct {
 
 	RSSBytes  *spread `json:"rss_bytes,omitempty"`        // of each idle connection
 	PSSBytes  *spread `json:"pss_bytes,omitempty"`        // the same, memory that processes share counted once
+	HeapBytes *spread `json:"heap_bytes,omitempty"`       // live, of each idle connection; of servers in Go
 	RSSBefore *spread `json:"rss_before_bytes,omitempty"` // of the whole server, before the connections
 
 	Metrics map[string]*spread `json:"metrics,omitempty"` // of a Go benchmark, by unit
@@ -101,10 +107,16 @@ type aRun struct {
 	Syncs       float64 `json:"syncs"`
 	Rate        float64 `json:"rate"`
 	Held        int     `json:"held"`
+	Beside      int     `json:"beside"`
 	RSSBytes    float64 `json:"rss_bytes"`
+	HeapBytes   float64 `json:"heap_bytes"`
 	PSSBytes    float64 `json:"pss_bytes"`
 	RSSBefore   float64 `json:"rss_before_bytes"`
-	Gen         figures `json:"gen"`
+	Gen         struct {
+		figures
+		Security string `json:"security"` // of the dialer
+		Tickets  int    `json:"tickets"`  // that let sessions resume
+	} `json:"gen"`
 
 	Version    string   `json:"version"`
 	Pipelining bool     `json:"pipelining"`
@@ -145,19 +157,27 @@ func (res *result) add(r aRun) {
 	}
 
 	units := r.Gen.Messages
-	if r.Scenario == "session" {
+	if strings.Contains(r.Scenario, "session") {
 		units = r.Gen.Sessions
 	}
-	if r.Gen.Errors > 0 || units == 0 && r.Held == 0 {
+	security := r.Gen.Security
+	if r.Gen.Tickets > 0 {
+		security += ", session tickets"
+	}
+	if r.Gen.Errors > 0 || units == 0 && r.Held == 0 || w.Security != "" && w.Security != security {
 		w.Failed++
 		return
 	}
+	w.Beside, w.Security = r.Beside, security
 	switch {
 	case r.Held > 0:
 		w.Held = r.Held
 		w.RSSBytes = w.RSSBytes.add(r.RSSBytes)
 		w.PSSBytes = w.PSSBytes.add(r.PSSBytes)
 		w.RSSBefore = w.RSSBefore.add(r.RSSBefore)
+		if r.HeapBytes != 0 {
+			w.HeapBytes = w.HeapBytes.add(r.HeapBytes)
+		}
 		return
 	case r.Pass == "count":
 		res.Counter = r.Counter
