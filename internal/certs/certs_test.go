@@ -256,16 +256,13 @@ func TestClientsGetTheKindOfKeyThatTheyCanDo(t *testing.T) {
 		{"RSA, other name", onlyRSA(anyServer("other.example")), rsaWild},
 		{"both, wildcard", anyServer("third.example"), rsaWild},
 	} {
-		atServer, got, err := shake(server, c.client)
+		_, got, err := shake(server, c.client)
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 			continue
 		}
 		if !got.PeerCertificates[0].Equal(c.want.leaf) {
 			t.Errorf("%s: got %v with %v", c.name, got.PeerCertificates[0].DNSNames, got.PeerCertificates[0].PublicKeyAlgorithm)
-		}
-		if shown := s.Shown(atServer); shown != nil && !shown.Equal(c.want.leaf) {
-			t.Errorf("%s: claims to have shown %v", c.name, shown.DNSNames)
 		}
 	}
 	// A name whose only certificate the client can't do: any other is better than none.
@@ -278,30 +275,30 @@ func TestClientsGetTheKindOfKeyThatTheyCanDo(t *testing.T) {
 	}
 }
 
-func TestShownCertificateIsTheOneThatTheClientSaw(t *testing.T) {
-	one := issue(t, ecdsaKey(t), nil, nil, "a.test")
-	s := mustLoad(t, files(t, one))
-	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		client := anyServer("")
-		client.MaxVersion = version
-		if cs, _, err := shake(s.Config(Off), client); err != nil || !s.Shown(cs).Equal(one.leaf) {
-			t.Errorf("%x: %v", version, err)
+// witness is a connection that wants to know what it shows.
+type witness struct {
+	net.Conn
+	leaf *x509.Certificate
+}
+
+func (w *witness) ServesCertificate(leaf *x509.Certificate) { w.leaf = leaf }
+
+func TestConnectionIsToldWhichCertificateItShows(t *testing.T) {
+	a, b := issue(t, ecdsaKey(t), nil, nil, "a.test"), issue(t, ecdsaKey(t), nil, nil, "b.test")
+	server := mustLoad(t, files(t, a, b)).Config(Off)
+	for name, want := range map[string]issued{"a.test": a, "b.test": b} {
+		here, there, err := socketPair()
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	two, twin := issue(t, ecdsaKey(t), nil, nil, "b.test"), issue(t, rsaKey(), nil, nil, "b.test")
-	s = mustLoad(t, files(t, one, two, twin, issue(t, ecdsaKey(t), nil, nil, "c.test"), issue(t, ecdsaKey(t), nil, nil, "c.test")))
-	for _, c := range []struct {
-		client *tls.Config
-		want   *x509.Certificate
-	}{
-		{anyServer("a.test"), one.leaf}, {anyServer("b.test"), two.leaf}, {onlyRSA(anyServer("b.test")), twin.leaf},
-		{anyServer(""), nil}, {anyServer("c.test"), nil}, // more than one might have been
-	} {
-		c.client.MaxVersion = tls.VersionTLS12
-		cs, _, err := shake(s.Config(Off), c.client)
-		if got := s.Shown(cs); err != nil || (got == nil) != (c.want == nil) || got != nil && !got.Equal(c.want) {
-			t.Errorf("%q: %v", c.client.ServerName, err)
+		w := &witness{Conn: here}
+		done := make(chan error, 1)
+		go func() { done <- tls.Client(there, anyServer(name)).Handshake() }()
+		if err := errors.Join(tls.Server(w, server).Handshake(), <-done); err != nil || w.leaf == nil || !w.leaf.Equal(want.leaf) {
+			t.Errorf("%s: %v", name, err)
 		}
+		here.Close()
+		there.Close()
 	}
 }
 
@@ -654,7 +651,6 @@ func TestReloadUnderLoad(t *testing.T) {
 					return
 				}
 				s.Facts(cs)
-				s.Shown(cs)
 				s.Expiry()
 			}
 		})

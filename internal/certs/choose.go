@@ -132,6 +132,10 @@ var suites12 = []uint16{
 	tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 }
 
+// Witness may be the connection below a tls.Conn. It is told which certificate a handshake shows, on that handshake's goroutine: crypto/tls
+// does not say it afterwards, and channel binding by it needs it (RFC 5929 §4). A resumed session shows none.
+type Witness interface{ ServesCertificate(leaf *x509.Certificate) }
+
 // Config is for one listener. It serves the newest certificates for ever and must not be copied per handshake. Each has session ticket
 // keys of its own, so that a session from a listener that asks for no certificate can't be resumed at one that does. crypto/tls renews the
 // keys every day.
@@ -142,40 +146,15 @@ func (s *Store) Config(client ClientCertificates) *tls.Config {
 		MinVersion:   s.minVersion,
 		CipherSuites: suites12,
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			return s.set.Load().choose(hello), nil
+			c := s.set.Load().choose(hello)
+			if conn, ok := hello.Conn.(Witness); ok {
+				conn.ServesCertificate(c.Leaf)
+			}
+			return c, nil
 		},
 		SessionTicketsDisabled: !s.o.SessionTickets,
 		Time:                   s.o.Now,
 	}
 	s.askClients(c, client)
 	return c
-}
-
-// Shown is the certificate that we showed in a handshake, for channel binding by it (RFC 5929 §4). It is to be asked right after the
-// handshake. crypto/tls does not tell, so it is found again by the client's name and, in TLS 1.2, the kind of signature in the cipher
-// suite; nil when that leaves more than one. TLS 1.3 has a better channel binding (RFC 9266).
-func (s *Store) Shown(cs tls.ConnectionState) *x509.Certificate {
-	set := s.set.Load()
-	if len(set.all) == 1 {
-		return set.all[0].Leaf
-	}
-	if cs.Version != tls.VersionTLS12 {
-		return nil
-	}
-	rsa := strings.Contains(tls.CipherSuiteName(cs.CipherSuite), "_RSA_")
-	list, wild := set.named(cs.ServerName)
-	if list = append(slices.Clone(list), wild...); len(list) == 0 {
-		list = set.others
-	}
-	var shown *x509.Certificate
-	for _, c := range list {
-		switch {
-		case (costOf(c) == 2) != rsa:
-		case shown != nil:
-			return nil
-		default:
-			shown = c.Leaf
-		}
-	}
-	return shown
 }
