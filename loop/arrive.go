@@ -146,6 +146,10 @@ func (c *conn) greet(p session.Peer, now time.Time) {
 
 // early is called for bytes that come before the greeting.
 func (c *conn) early(now time.Time) {
+	if c.pre.early {
+		c.boundStash(now)
+		return
+	}
 	n := len(c.peek())
 	c.consume(0)
 	switch {
@@ -153,12 +157,11 @@ func (c *conn) early(now time.Time) {
 	case c.sec != nil && c.sec.err != nil:
 		c.tlsOver()
 	case n == 0: // a part of a record
-	case c.pre.early:
-		c.boundStash(now)
 	default:
 		c.pre.early = true
 		c.lp.meter.Event(EventEarlyTalker)
 		if !c.lst().RefuseEarly {
+			c.boundStash(now)
 			return
 		}
 		c.lp.logEnd(c, "spoke before the greeting")

@@ -28,8 +28,8 @@ func (s *server) messageBy(c *client) message {
 }
 
 func TestBehindAProxyTheClientsAddressCounts(t *testing.T) {
-	var facts policy.Client
-	v := validator{policy.On(policy.AtConnect), func(e *policy.Event) error { facts = e.Client; return nil }}
+	seen := make(chan policy.Client, 1)
+	v := validator{policy.On(policy.AtConnect), func(e *policy.Event) error { seen <- e.Client; return nil }}
 	s := start(t, both(behindProxy, func(o *Options, so *session.Options) {
 		o.Loops = 1
 		o.Listeners[0].MayRelay = func(a netip.Addr) bool { return a == netip.MustParseAddr("192.0.2.9") }
@@ -46,6 +46,7 @@ func TestBehindAProxyTheClientsAddressCounts(t *testing.T) {
 		if m := s.messageBy(c); m.client != netip.MustParseAddrPort("192.0.2.9:4444") {
 			t.Errorf("client is %v", m.client)
 		}
+		facts := <-seen
 		if local := netip.MustParseAddrPort(c.LocalAddr().String()); facts.ProxyAddr != local || !facts.MayRelay {
 			t.Errorf("proxy is %v, want %v; may relay %v", facts.ProxyAddr, local, facts.MayRelay)
 		}

@@ -1,17 +1,23 @@
 package loop
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/fastedge/fastedge/policy"
 	"github.com/fastedge/fastedge/session"
+	"github.com/fastedge/fastedge/smtpcodec"
 )
 
 // consistent checks, on the loop, what holds between any two events.
@@ -49,11 +55,50 @@ func (lp *loop) consistent() error {
 	return nil
 }
 
+// unreliable answers now, later, with an error, or never.
+func unreliable(e *policy.Event) error {
+	switch rand.IntN(60) {
+	case 0:
+		return errors.New("unreliable")
+	case 1:
+		e.Pend()
+	case 2, 3, 4, 5, 6, 7:
+		p := e.Pend()
+		go p.Done(smtpcodec.Reply{}, nil)
+	case 8:
+		p := e.Pend()
+		time.AfterFunc(time.Duration(rand.IntN(40))*time.Millisecond, func() { p.Done(smtpcodec.Reply{}, nil) })
+	}
+	return nil
+}
+
+// upgraded asks for TLS and gives what it gets.
+func upgraded(c net.Conn) net.Conn {
+	r := bufio.NewReader(c)
+	io.WriteString(c, "EHLO c\r\nSTARTTLS\r\n")
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return c
+		}
+		if strings.HasPrefix(line, "220 2.7.0") {
+			return tls.Client(c, clientTLS())
+		}
+	}
+}
+
 // Clients that do anything at any moment, against commits that take and fail as they like: the loops stay consistent and nothing is left.
 func TestClientsThatDoAnythingLeaveTheLoopsConsistent(t *testing.T) {
 	s := start(t, func(o *Options, so *session.Options) {
 		o.UnreadTimeout, o.MaxConnections, o.MaxStashBytes = 100*time.Millisecond, 20, 4<<10
 		so.CommandTimeout, so.DataTimeout, so.MaxErrors = 150*time.Millisecond, 150*time.Millisecond, 10
+		so.TLS, so.PolicyTimeout = session.TLSOpportunistic, 20*time.Millisecond
+		so.Validators = []policy.Validator{validator{policy.On(waitingStages...), unreliable}}
+		o.Listeners[0].TLS, o.HandshakeTimeout, o.ProxyTimeout = serverTLS(), 300*time.Millisecond, 50*time.Millisecond
+		implicit := o.Listeners[0]
+		implicit.Implicit, implicit.Proxies = true, netip.Addr.IsLoopback
+		implicit.GreetDelay = 5 * time.Millisecond
+		o.Listeners = append(o.Listeners, implicit)
 	})
 	stop := make(chan struct{})
 	var others sync.WaitGroup
@@ -96,12 +141,21 @@ func TestClientsThatDoAnythingLeaveTheLoopsConsistent(t *testing.T) {
 		clients.Go(func() {
 			r := rand.New(rand.NewPCG(1, uint64(i)))
 			for range 12 {
-				c, err := net.Dial("tcp", s.Addr(0))
+				tcp, err := net.Dial("tcp", s.Addr(r.IntN(2)))
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				c.SetDeadline(time.Now().Add(500 * time.Millisecond))
+				tcp.SetDeadline(time.Now().Add(500 * time.Millisecond))
+				c := tcp
+				if tcp.RemoteAddr().String() == s.Addr(1) && r.IntN(4) > 0 {
+					io.WriteString(c, proxyLine)
+					if r.IntN(4) > 0 {
+						c = tls.Client(c, clientTLS())
+					}
+				} else if r.IntN(2) > 0 {
+					c = upgraded(c)
+				}
 				reads := r.IntN(3) > 0
 				if reads {
 					go io.Copy(io.Discard, c)
@@ -113,14 +167,14 @@ func TestClientsThatDoAnythingLeaveTheLoopsConsistent(t *testing.T) {
 				}
 				switch r.IntN(4) {
 				case 0:
-					c.(*net.TCPConn).SetLinger(0)
+					tcp.(*net.TCPConn).SetLinger(0)
 				case 1:
-					c.(*net.TCPConn).CloseWrite()
+					tcp.(*net.TCPConn).CloseWrite()
 					time.Sleep(10 * time.Millisecond)
 				case 2:
 					time.Sleep(time.Duration(r.IntN(200)) * time.Millisecond)
 				}
-				c.Close()
+				tcp.Close()
 			}
 		})
 	}
