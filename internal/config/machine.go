@@ -14,6 +14,9 @@ import (
 // connections, room for what libraries open, and what a few loops need.
 const reservedDescriptors = 256
 
+// serviceDescriptors is the most connections that a hook, a milter or a service that checks logins has open.
+const serviceDescriptors = 64
+
 // Descriptors is how many file descriptors the process may need.
 func (c *Config) Descriptors() uint64 { return c.descriptorsFor(runtime.NumCPU()) }
 
@@ -21,7 +24,13 @@ func (c *Config) Descriptors() uint64 { return c.descriptorsFor(runtime.NumCPU()
 // connection over the limit that it is refusing.
 func (c *Config) descriptorsFor(loops int) uint64 {
 	reserved := max(reservedDescriptors, reservedDescriptors*3/4+loops*(3+len(c.Listen)))
-	return uint64(c.Limits.Connections) + uint64(c.Relay.Connections) + uint64(reserved)
+	services := len(c.Hook) + len(c.Milter)
+	for _, store := range [...]string{c.Auth.HTTP, c.Auth.Dovecot} {
+		if store != "" {
+			services++
+		}
+	}
+	return uint64(c.Limits.Connections) + uint64(c.Relay.Connections) + uint64(reserved) + uint64(services*serviceDescriptors)
 }
 
 // CheckMachine asks whether this machine offers what the configuration needs. It changes nothing but the process's own limit of open

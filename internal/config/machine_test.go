@@ -187,3 +187,11 @@ func TestEveryLoopHasItsDescriptorsReserved(t *testing.T) {
 		t.Errorf("2 loops need %d, 128 need %d, want %d or more", few, many, want)
 	}
 }
+
+func TestEveryServiceHasItsDescriptors(t *testing.T) {
+	without := mustLoad(t, "", nil).Descriptors()
+	c := mustLoad(t, "auth = { http = 'http://a/', dovecot = '/d' }\nhook = [{ at = ['mail'], url = 'http://a/' }]\nmilter = [{ address = 'a:1' }, { address = 'b:1' }]\n", nil)
+	if got := c.Descriptors(); got != without+5*serviceDescriptors {
+		t.Errorf("%d, and %d without", got, without)
+	}
+}
