@@ -232,13 +232,15 @@ func (b *Blocking) answer(p *Pending, reply smtpcodec.Reply, fields []byte, err 
 		p.Done(reply, fields)
 		return
 	}
-	b.failed.Add(1)
 	err = fmt.Errorf("%s: %w", b.o.Name, err)
 	if b.o.OnError == Defer {
-		p.Fail(err) // the session logs it
+		if p.Fail(err) { // false when the client is gone; the session logs it
+			b.failed.Add(1)
+		}
 		return
 	}
 	if p.Done(smtpcodec.Reply{}, nil) {
+		b.failed.Add(1)
 		b.logAccepted(p, err)
 	}
 }
