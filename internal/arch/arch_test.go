@@ -25,7 +25,7 @@ var mayImport = map[string]string{
 	"resolver": "spf",
 	"envelope": "pool",
 	"auth":     "",
-	"policy":   "smtpcodec envelope pool",
+	"policy":   "smtpcodec spf envelope pool",
 	// Level 2
 	"policy/rules":  "policy smtpcodec envelope",
 	"policy/hook":   "policy smtpcodec envelope",
