@@ -50,7 +50,13 @@ func newParts(cfg *config.Config, log *slog.Logger, matched func(rule string)) (
 		wrong("domains.accept", -1, err)
 	}
 	if err = p.newCertificates(cfg, log); err != nil {
-		wrong("tls.certificates", -1, err)
+		bad := certs.Problems(err)
+		for _, one := range bad {
+			wrong(one.Key(), -1, one)
+		}
+		if len(bad) == 0 {
+			wrong("tls.certificates", -1, err)
+		}
 	}
 	p.newAuth(cfg, log, wrong)
 	p.newValidators(cfg, log, matched, wrong)
