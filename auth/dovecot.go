@@ -534,7 +534,7 @@ func parseDovecotReply(line string) (id uint32, r dovecotReply, ok bool, err err
 		return uint32(n), r, true, nil
 	}
 	r.over = true
-	temporary := false
+	temporary, locked, elsewhere := false, false, false
 	for _, field := range fields[2:] {
 		key, value, _ := strings.Cut(field, "=")
 		switch key {
@@ -544,13 +544,19 @@ func parseDovecotReply(line string) (id uint32, r dovecotReply, ok bool, err err
 			temporary = true
 		case "code":
 			temporary = temporary || value == "temp_fail"
+		case "nologin": // the password is right, and the user may not log in
+			locked = true
+		case "proxy": // another server is to check the password; perhaps nobody has
+			elsewhere = true
 		}
 	}
 	switch {
 	case fields[0] == "FAIL" && temporary:
 		r.err = errors.New("auth: Dovecot: temporary failure")
-	case fields[0] == "FAIL":
+	case fields[0] == "FAIL", locked:
 		r.err = ErrRefused
+	case elsewhere:
+		r.err = errors.New("auth: Dovecot: it would proxy this user, which does not prove the password")
 	case r.user == "":
 		r.err = errors.New("auth: Dovecot: OK without a user")
 	}

@@ -95,6 +95,10 @@ func dovecotPlain(line string, w io.Writer) {
 		fmt.Fprintf(w, "FAIL\t%s\tuser=code\tcode=temp_fail\n", f[1])
 	case "master\x00alice\x00secret":
 		fmt.Fprintf(w, "OK\t%s\tuser=master\n", f[1])
+	case "\x00locked\x00secret":
+		fmt.Fprintf(w, "OK\t%s\tuser=locked\tnologin\treason=away\n", f[1])
+	case "\x00proxied\x00secret":
+		fmt.Fprintf(w, "OK\t%s\tuser=proxied\tproxy\thost=192.0.2.1\n", f[1])
 	case "\x00nobody\x00named":
 		fmt.Fprintf(w, "OK\t%s\n", f[1])
 	case "\x00odd\x00challenge":
@@ -115,6 +119,8 @@ func TestDovecotChecksPasswords(t *testing.T) {
 		{PLAIN, []string{"\x00code\x00secret"}, nil, Unavailable, ""},
 		{PLAIN, []string{"master\x00alice\x00secret"}, nil, Success, "master"}, // Dovecot lets her
 		{PLAIN, []string{"root\x00alice\x00secret"}, nil, Failed, ""},
+		{PLAIN, []string{"\x00locked\x00secret"}, nil, Failed, ""},
+		{PLAIN, []string{"\x00proxied\x00secret"}, nil, Unavailable, ""},
 		{PLAIN, []string{"\x00nobody\x00named"}, nil, Unavailable, ""},
 		{PLAIN, []string{"\x00odd\x00challenge"}, nil, Unavailable, ""},
 		{PLAIN, []string{"\x00\x00secret"}, nil, Malformed, ""}, // never gets there
