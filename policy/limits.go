@@ -326,7 +326,12 @@ func (g *Gate) shard(prefix uint64) *gateShard {
 // entry finds or makes the entry of a prefix. The entry is borrowed until the next call.
 func (sh *gateShard) entry(prefix uint64) *gateEntry {
 	if i, ok := sh.prefixes[prefix]; ok {
-		return &sh.entries[i]
+		e := &sh.entries[i]
+		if e.open == 0 { // it is not so quiet any more
+			sh.unlink(e)
+			sh.link(i)
+		}
+		return e
 	}
 	if len(sh.prefixes) >= sh.max {
 		sh.forgetOldest()

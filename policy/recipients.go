@@ -119,7 +119,11 @@ func readRecipients(r io.Reader, size int64, delimiters string) (*RecipientMap, 
 		if n++; n > MaxRecipientLines {
 			return nil, fmt.Errorf("more than %d lines", MaxRecipientLines)
 		}
-		if err := in.line(scan.Bytes(), uint32(n)); err != nil {
+		line := scan.Bytes()
+		if n == 1 {
+			line = bytes.TrimPrefix(line, []byte("\ufeff")) // some editors begin files with a byte order mark
+		}
+		if err := in.line(line, uint32(n)); err != nil {
 			return nil, fmt.Errorf("line %d: %w", n, err)
 		}
 	}
