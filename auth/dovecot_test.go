@@ -248,8 +248,7 @@ func TestDovecotOutOfOrderIsUnavailable(t *testing.T) {
 
 func TestDovecotIsConnectedAgain(t *testing.T) {
 	var n atomic.Int32
-	var d *peerDovecot
-	d = newPeerDovecot(t, greeting, func(line string, w io.Writer) {
+	d := newPeerDovecot(t, greeting, func(line string, w io.Writer) {
 		if strings.HasPrefix(line, "AUTH") && n.Add(1) == 1 {
 			w.(net.Conn).Close()
 			return
