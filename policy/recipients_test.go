@@ -252,10 +252,7 @@ func TestTheMapIsReadAgainWhileItIsAsked(t *testing.T) {
 
 func TestLookupsDoNotAllocate(t *testing.T) {
 	m := recipients(t, "+-", recipientFile)
-	var paths []string
-	for _, to := range []string{"ann@example.net", "nobody+x-y@example.net", "anybody@example.org", "x@elsewhere.test", `"john doe"@Example.net`, "postmaster"} {
-		paths = append(paths, to)
-	}
+	paths := []string{"ann@example.net", "nobody+x-y@example.net", "anybody@example.org", "x@elsewhere.test", `"john doe"@Example.net`, "postmaster"}
 	for _, to := range paths {
 		path := mailbox(to)
 		if allocs := testing.AllocsPerRun(100, func() { m.Exists(path) }); allocs != 0 {

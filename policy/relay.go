@@ -1,5 +1,14 @@
-// Package policy decides about clients and forward-paths: who may send where. It has no I/O and keeps no state; what it decides is a
-// *smtpcodec.Reply, nil for "accept". All decisions run on an event loop and do not allocate.
+// Package policy decides about clients, envelopes and messages. A Validator is asked at the stages of a session and gives a reply, now or
+// later. Here are, among others, those that need nothing but facts and a file:
+//
+//   - Relay: who may send where. It is older than Validator, and the session asks it directly.
+//   - Clients and Networks: addresses that are denied or allowed.
+//   - Gate: connections and messages, at once and a minute.
+//   - Recipients: forward-paths that exist.
+//   - Blocking: code that takes its time, on goroutines of its own.
+//
+// Its sub-packages decide by expressions (rules), by an HTTP server (hook) and by a milter (milter). What runs on an event loop does not
+// block and, but for a refusal that names a path, does not allocate. Sockets and goroutines are in Blocking and the sub-packages only.
 package policy
 
 import (

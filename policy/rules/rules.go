@@ -59,12 +59,15 @@ import (
 
 // Rule is one [[rule]] of the configuration.
 type Rule struct {
-	Name    string       // for logs and metrics; it may be empty
-	At      policy.Stage // AtConnect to AtMessage
-	When    string       // the expression; it gives a bool
-	Reply   string       // "550 5.7.1 text": a reply, unless Accept. A 2yz accepts with these words, and ends the stage as Accept does
-	Accept  bool         // no further rule of the stage is tried
-	Observe bool         // counts and logs only; the rules behind it are tried
+	Name string       // for logs and metrics; it may be empty
+	At   policy.Stage // AtConnect to AtMessage
+	When string       // the expression; it gives a bool
+	// Reply is "550 5.7.1 text", unless Accept. 4yz and 5yz refuse; 421 and 221 close the session as well; another 2yz accepts with these
+	// words and ends the stage as Accept does, where a success has such a reply: 220 at connect, 235 at auth, any at helo (EHLO keeps its
+	// own), mail and rcpt.
+	Reply   string
+	Accept  bool // no further rule of the stage is tried
+	Observe bool // counts and logs only; the rules behind it are tried
 }
 
 // Options are for all rules together.
@@ -147,7 +150,10 @@ func Compile(list []Rule, o Options) (*Set, error) {
 		}
 		if !r.Accept {
 			var err *Error
-			if c.reply, err = parseReply(r.Reply); err != nil {
+			if c.reply, err = parseReply(r.Reply); err == nil && !fits(c.reply.Code, r.At) {
+				err = &Error{Message: fmt.Sprintf("%d is no success at %s; accept = true lets the client go on", c.reply.Code, r.At)}
+			}
+			if err != nil {
 				err.Rule, err.Field = i, "reply"
 				problems = append(problems, err)
 			}
@@ -224,6 +230,21 @@ func (s *Set) logObserved(r *rule, e *policy.Event) {
 	}
 	s.o.Log.Info("rule matches", "rule", r.Name, "stage", e.Stage.String(), "session", e.Client.ID.String(), "client", e.Client.Addr.String(),
 		"would", would)
+}
+
+// fits says whether the session can give a reply with this code at the stage.
+func fits(code uint16, at policy.Stage) bool {
+	if code/100 != 2 || code == 221 {
+		return true
+	}
+	switch at {
+	case policy.AtConnect:
+		return code == 220
+	case policy.AtAuth:
+		return code == 235
+	}
+	// A handshake has no reply, DATA's is 354, and the reply to a message is the queue's.
+	return at == policy.AtHelo || at == policy.AtMail || at == policy.AtRcpt
 }
 
 // parseReply reads "550 5.7.1 text", with more lines of text behind \n.
