@@ -37,6 +37,8 @@ type Config struct {
 	Limits   Limits     `toml:"limits"`
 	Timeouts Timeouts   `toml:"timeouts"`
 	SPF      SPF        `toml:"spf"`
+	DNSBL    DNSBL      `toml:"dnsbl"`
+	PTR      PTR        `toml:"ptr"`
 	DNS      DNS        `toml:"dns"`
 	Queue    Queue      `toml:"queue"`
 	Relay    Relay      `toml:"relay"`
@@ -160,29 +162,55 @@ type Timeouts struct {
 	Drain       time.Duration `toml:"drain"`
 }
 
-// SPF is [spf]. On has one entry per result that is not left to its default action.
+// SPF is [spf].
 type SPF struct {
-	Mode        string               `toml:"mode"`
-	Identity    string               `toml:"identity"`
-	EnforceAt   string               `toml:"enforce_at"`
-	Skip        []netip.Prefix       `toml:"skip"`
-	Timeout     time.Duration        `toml:"timeout"`
-	VoidLookups int                  `toml:"void_lookups"`
-	On          map[string]SPFAction `toml:"on"`
+	Mode        string         `toml:"mode"`
+	Identity    string         `toml:"identity"`
+	EnforceAt   string         `toml:"enforce_at"`
+	Skip        []netip.Prefix `toml:"skip"`
+	Timeout     time.Duration  `toml:"timeout"`
+	VoidLookups int            `toml:"void_lookups"` // 0: none may come back empty
+	Headers     bool           `toml:"headers"`
+	// On has the rules by the word for a result. What the file says is laid over the default ones, key by key.
+	On map[string]SPFAction `toml:"on"`
 }
 
 // SPFAction is one [spf.on.RESULT] table.
 type SPFAction struct {
 	Code    int    `toml:"code"`
-	Message string `toml:"message"`
+	Message string `toml:"message"` // with {reason}; empty: that of RFC 7372
+}
+
+// DNSBL is [dnsbl].
+type DNSBL struct {
+	Mode      string         `toml:"mode"`
+	Threshold int            `toml:"threshold"`
+	Code      int            `toml:"code"`
+	Message   string         `toml:"message"` // with {zone} and {reason}
+	Skip      []netip.Prefix `toml:"skip"`
+	Timeout   time.Duration  `toml:"timeout"`
+	List      []DNSBLList    `toml:"list"`
+}
+
+// DNSBLList is one [[dnsbl.list]] table.
+type DNSBLList struct {
+	Zone    string         `toml:"zone"`
+	Weight  int            `toml:"weight"` // negative: a list of good clients; never 0
+	Answers []netip.Prefix `toml:"answers"`
+}
+
+// PTR is [ptr].
+type PTR struct {
+	Mode string `toml:"mode"`
 }
 
 // DNS is [dns].
 type DNS struct {
-	Servers     []string      `toml:"servers"`
-	Timeout     time.Duration `toml:"timeout"`
-	CacheBytes  Size          `toml:"cache_bytes"`
-	MaxInflight int           `toml:"max_inflight"`
+	Servers      []string      `toml:"servers"` // IP addresses, each with or without a port; empty: those of the machine
+	Timeout      time.Duration `toml:"timeout"`
+	CacheBytes   Size          `toml:"cache_bytes"`
+	MaxInflight  int           `toml:"max_inflight"`
+	MaxPerClient int           `toml:"max_per_client"`
 }
 
 // Queue is [queue].
@@ -243,6 +271,8 @@ func setDefaults(element any) {
 		*e = Rule{Mode: "enforce"}
 	case *Hook:
 		*e = Hook{Timeout: 5 * time.Second, OnError: "defer"}
+	case *DNSBLList:
+		*e = DNSBLList{Weight: 1}
 	case *Milter:
 		*e = Milter{Timeout: 30 * time.Second, OnError: "defer"}
 	}
@@ -286,9 +316,24 @@ func defaults(stateDirectory string) Config {
 			Policy:      30 * time.Second,
 			Drain:       time.Minute,
 		},
-		// mode becomes "observe" with the issue that builds SPF.
-		SPF: SPF{Mode: "off", Identity: "mail", EnforceAt: "mail", Timeout: 10 * time.Second, VoidLookups: 2},
-		DNS: DNS{Timeout: 5 * time.Second, CacheBytes: 64 << 20, MaxInflight: 4096},
+		SPF: SPF{
+			Mode:        "observe",
+			Identity:    "mail",
+			EnforceAt:   "mail",
+			Timeout:     10 * time.Second,
+			VoidLookups: 2,
+			Headers:     true,
+			On:          map[string]SPFAction{"fail": {Code: 550}},
+		},
+		DNSBL: DNSBL{
+			Mode:      "observe",
+			Threshold: 1,
+			Code:      554,
+			Message:   "5.7.1 Service unavailable; client blocked by {zone}: {reason}",
+			Timeout:   5 * time.Second,
+		},
+		PTR: PTR{Mode: "on"},
+		DNS: DNS{Timeout: 5 * time.Second, CacheBytes: 64 << 20, MaxInflight: 4096, MaxPerClient: 256},
 		Queue: Queue{
 			Engine:      "spool",
 			Durability:  "fsync",
@@ -304,6 +349,14 @@ func defaults(stateDirectory string) Config {
 		Admin: Admin{HTTP: Address{"tcp", "127.0.0.1:9025"}},
 		Log:   Log{Format: "auto", Level: "info"},
 	}
+}
+
+// AsksDNS says that something is to be looked up about clients: SPF, lists or their names. Clients on this machine never are.
+func (c *Config) AsksDNS() bool {
+	if c.SPF.Mode == "off" && c.PTR.Mode == "off" && (c.DNSBL.Mode == "off" || len(c.DNSBL.List) == 0) {
+		return false
+	}
+	return slices.ContainsFunc(c.Listen, func(l Listener) bool { return !l.Address.IsLocal() || len(l.ProxyProtocolFrom) > 0 })
 }
 
 // machineName is the machine's own name if it may stand in a greeting (RFC 5321 §4.2).

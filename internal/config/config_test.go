@@ -227,7 +227,7 @@ func TestBadVariablesAreNamed(t *testing.T) {
 		{"FASTEDGE_LISTEN=:25", "FASTEDGE_LISTEN: listen is a table and can only be set in a file"},
 		{"FASTEDGE_SPF_ON=1", "FASTEDGE_SPF_ON: spf.on is a table and can only be set in a file"},
 		{"FASTEDGE_TLS_SESSION_TICKETS=yes", `FASTEDGE_TLS_SESSION_TICKETS: "yes" is neither true nor false`},
-		{"FASTEDGE_DNS_SERVERS=127.0.0.1:53", "FASTEDGE_DNS_SERVERS: not built yet"},
+		{"FASTEDGE_DNS_SERVERS=localhost:53", `FASTEDGE_DNS_SERVERS: "localhost:53" is not a DNS server: write "127.0.0.1:53", "[::1]:53", or an IP address alone`},
 		{"FASTEDGE_RULE=x", "FASTEDGE_RULE: rule is a table and can only be set in a file"},
 		{"FASTEDGE_QUEUE_JETSTREAM_URL=nats://x", "FASTEDGE_QUEUE_JETSTREAM_URL: not built yet"},
 		{"FASTEDGE_QUEUE_ENGINE=jetstream", `FASTEDGE_QUEUE_ENGINE: "jetstream": not built yet`},

@@ -139,23 +139,47 @@ var keys = map[string]rule{
 	"timeouts.policy":       {min: 10 * ms, max: hour, doc: "The longest that one rule, hook or filter may take about one command, and a step of a login; then it is 451 or 454."},
 	"timeouts.drain":        {max: 24 * hour, doc: "How long TERM waits for open transactions."},
 
-	"spf":              {doc: "Sender Policy Framework, RFC 7208."},
-	"spf.mode":         {words: words("off observe enforce"), later: words("observe enforce"), doc: "off | observe | enforce"},
-	"spf.identity":     {unbuilt: true, words: words("mail helo-then-mail"), doc: "mail | helo-then-mail"},
-	"spf.enforce_at":   {unbuilt: true, words: words("mail rcpt data"), doc: "mail | rcpt | data"},
-	"spf.skip":         {unbuilt: true, doc: "Networks that are not checked."},
-	"spf.timeout":      {unbuilt: true, min: 10 * ms, max: hour, doc: "For all lookups of one check together."},
-	"spf.void_lookups": {unbuilt: true, max: 100, doc: "Lookups without an answer before the result is permerror, RFC 7208 §4.6.4."},
-	"spf.on": {unbuilt: true, words: words("pass fail softfail neutral none temperror permerror"),
-		doc: "[spf.on.fail] and so on: the reply to a result."},
-	"spf.on.*.code":    {min: 200, max: 599, doc: "Reply code."},
-	"spf.on.*.message": {doc: "Enhanced status code and text; {reason} is filled in."},
+	"spf":            {doc: "Sender Policy Framework, RFC 7208. Clients that may relay, have logged in or are on this machine are not checked."},
+	"spf.mode":       {words: words(modes), doc: "off | observe | enforce. observe counts, logs and writes header fields, and applies no rule."},
+	"spf.identity":   {words: words("mail helo-then-mail"), doc: "mail | helo-then-mail. The second checks the HELO name too, whose fail decides."},
+	"spf.enforce_at": {words: words("mail rcpt data"), doc: "mail | rcpt | data. The check begins at MAIL, so later is less waiting."},
+	"spf.skip":       {doc: "Networks that are not checked, like those of your own relays."},
+	"spf.timeout": {min: 10 * ms, max: hour,
+		doc: "For all lookups of one transaction together; then the result is temperror. Less than timeouts.policy."},
+	"spf.void_lookups": {max: 100, doc: "Lookups that may come back empty; one more is permerror, RFC 7208 §4.6.4."},
+	"spf.headers":      {doc: "Whether the results are written into the message, as Received-SPF and Authentication-Results."},
+	"spf.on": {words: words("none neutral pass fail softfail temperror permerror"),
+		doc: "The reply for a result. A result without a table changes nothing. A code of 250 accepts with these words."},
+	"spf.on.*.code": {min: 200, max: 599, doc: "Reply code, 2yz, 4yz or 5yz."},
+	"spf.on.*.message": {
+		doc: `Enhanced status code and text, in which {reason} is why: the domain's own explanation, or a phrase. "" is that of RFC 7372.`},
 
-	"dns":              {doc: "The resolver."},
-	"dns.servers":      {unbuilt: true, doc: "Servers as host:port. Default: those of /etc/resolv.conf."},
-	"dns.timeout":      {unbuilt: true, min: 10 * ms, max: hour, doc: "For one query."},
-	"dns.cache_bytes":  {unbuilt: true, max: 64 * gib, doc: "Memory for answers."},
-	"dns.max_inflight": {unbuilt: true, min: 1, max: 1_000_000, doc: "Queries that may wait for their answers at once."},
+	"dnsbl":           {doc: "DNS lists of bad clients and of good ones, RFC 5782. All are asked at once, before the greeting. Clients that may relay or have private addresses are not."},
+	"dnsbl.mode":      {words: words(modes), doc: "off | observe | enforce. observe counts and logs only."},
+	"dnsbl.threshold": {min: 1, max: 1_000_000, doc: "The sum of the weights of lists from which a client is refused."},
+	"dnsbl.code":      {min: 400, max: 599, doc: "Reply code, 4yz or 5yz."},
+	"dnsbl.message": {
+		doc: "Enhanced status code and text. {zone} is the first list that has the client, and {reason} what the list says about it."},
+	"dnsbl.skip": {doc: "Networks that are not looked up."},
+	"dnsbl.timeout": {min: 10 * ms, max: hour,
+		doc: "How long the greeting waits. A list that has not answered by then has not listed. Less than timeouts.policy."},
+	"dnsbl.list":          {doc: "One table for each list."},
+	"dnsbl.list[].zone":   {check: checkZone, doc: `Its domain, like "zen.example.org".`},
+	"dnsbl.list[].weight": {min: -1_000_000, max: 1_000_000, doc: "What being listed adds to a client's sum. A negative one is a list of good clients."},
+	"dnsbl.list[].answers": {
+		doc: "Answers that count as listed, as networks. Default: 127.0.0.0/8 but for 127.255.255.0/24, by which lists say that they don't answer you."},
+
+	"ptr": {doc: "The clients' own names."},
+	"ptr.mode": {words: words("on off"),
+		doc: "on | off. Looks up the client's name and its addresses, which must have the client's, for Received and Authentication-Results. Mail never waits for it."},
+
+	"dns": {doc: "The resolver."},
+	"dns.servers": {check: checkServer,
+		doc: `Servers like "127.0.0.1:53" or "[::1]:53", best one that validates on this machine. Default: those of /etc/resolv.conf.`},
+	"dns.timeout":        {min: 10 * ms, max: hour, doc: "For one query, all tries together."},
+	"dns.cache_bytes":    {min: 64 * kib, max: 64 * gib, doc: "Memory for answers."},
+	"dns.max_inflight":   {min: 1, max: 1_000_000, doc: "Queries that may wait for their answers at once; more fail."},
+	"dns.max_per_client": {min: 1, max: 1_000_000, doc: "The same for one client address, or one /64 in IPv6."},
 
 	"queue": {doc: "What takes responsibility for accepted mail."},
 	"queue.engine": {words: words("spool jetstream discard"), later: words("jetstream"),
@@ -196,6 +220,7 @@ func notEmpty(s string) error {
 // mechanisms and stages are the words of the packages that serve them, strongest and earliest first.
 const (
 	mechanisms = "SCRAM-SHA-256-PLUS SCRAM-SHA-256 EXTERNAL OAUTHBEARER XOAUTH2 PLAIN LOGIN CRAM-MD5"
+	modes      = "off observe enforce"
 	stages     = "connect helo tls auth mail rcpt data message"
 )
 

@@ -272,14 +272,13 @@ func same(a, b reflect.Value) bool {
 	return reflect.DeepEqual(a.Interface(), b.Interface())
 }
 
-// tableMap decodes tables whose names come from a closed set. Only spf.on is one, and it is not built yet.
+// tableMap decodes tables whose names come from a closed set over the default ones. Only spf.on is one.
 func (l *loader) tableMap(p place, in any, v reflect.Value) {
 	tables, ok := in.(map[string]any)
 	if !ok {
 		l.report(p, "must be a table: [%s]", p.path)
 		return
 	}
-	v.Set(reflect.MakeMap(v.Type()))
 	for name, value := range tables {
 		child := place{join(p.path, name), p.rule + ".*", nil}
 		table, ok := value.(map[string]any)
@@ -294,9 +293,11 @@ func (l *loader) tableMap(p place, in any, v reflect.Value) {
 			l.report(child, "must be a table: [%s]", child.path)
 		default:
 			element := reflect.New(v.Type().Elem()).Elem()
+			if standard := v.MapIndex(reflect.ValueOf(name)); standard.IsValid() {
+				element.Set(standard)
+			}
 			l.table(child, table, element)
 			v.SetMapIndex(reflect.ValueOf(name), element)
-			l.problems = append(l.problems, l.doc.atKey(child.path).about(child.path, notBuilt))
 		}
 	}
 }

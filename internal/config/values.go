@@ -371,6 +371,28 @@ func checkPattern(s string) error {
 	return checkDomain(rest, true)
 }
 
+// checkServer takes a DNS server: an IP address, with or without a port. A name could not be looked up before there is a resolver.
+func checkServer(s string) error {
+	if a, err := netip.ParseAddrPort(s); err == nil && a.Port() != 0 {
+		return nil
+	}
+	if _, err := netip.ParseAddr(s); err == nil {
+		return nil
+	}
+	return fmt.Errorf(`%q is not a DNS server: write "127.0.0.1:53", "[::1]:53", or an IP address alone`, s)
+}
+
+// maxZone leaves room for the nibbles of an IPv6 address in a name of 253 bytes (RFC 5782 §2.4).
+const maxZone = 253 - 64
+
+// checkZone takes the domain of a DNS list.
+func checkZone(s string) error {
+	if len(s) > maxZone {
+		return fmt.Errorf("%.40q... has more than %d bytes: an IPv6 address before it would make the name too long", s, maxZone)
+	}
+	return checkDomain(s, false)
+}
+
 // checkName takes names that stand in logs, metrics and Received fields.
 func checkName(s string) error {
 	if s == "" || len(s) > 32 || strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
