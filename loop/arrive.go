@@ -20,6 +20,7 @@ type arrival struct {
 	peer     session.Peer
 	deadline time.Time
 	early    bool // the client did not wait for the greeting
+	local    bool // a proxy's own connection
 }
 
 // firstBytes says what the first bytes of a client mean besides themselves.
@@ -102,7 +103,10 @@ func (c *conn) proxied(now time.Time) {
 		}
 		c.gated = l.Gate != nil
 	case h.local:
-		c.first = firstLocal
+		c.pre.local = true
+		if c.rawBuffered() == 0 {
+			c.first = firstLocal
+		}
 		p.MayRelay = l.MayRelay != nil && l.MayRelay(p.Addr.Addr())
 	default:
 		// The client may be anybody, the proxy's own address means nothing.
@@ -127,14 +131,14 @@ func (c *conn) secureOrGreet(p session.Peer, now time.Time) {
 		c.close()
 		return
 	}
-	c.pre = &arrival{peer: p}
+	c.pre = &arrival{peer: p, local: c.pre != nil && c.pre.local}
 	c.startHandshake(now)
 }
 
 // greet opens the session, or holds the greeting back.
 func (c *conn) greet(p session.Peer, now time.Time) {
 	l := c.lst()
-	if l.GreetDelay <= 0 || p.MayRelay || c.first == firstLocal {
+	if l.GreetDelay <= 0 || p.MayRelay || c.pre != nil && c.pre.local {
 		c.open(p, now)
 		return
 	}

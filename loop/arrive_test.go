@@ -142,6 +142,24 @@ func TestBadBeginningsAreClosedWithoutAByteAndDiagnosedOnce(t *testing.T) {
 	}
 }
 
+func TestAProxyThatLeavesInTheMiddleOfItsHeaderIsNoHealthCheck(t *testing.T) {
+	s := start(t, behindProxy)
+	c := s.dial()
+	c.send(proxyLine[:20])
+	waitFor(t, "the bytes", func() bool {
+		var n int
+		for i := range *s.loops.Load() {
+			s.on(i, func(lp *loop) { lp.wheel.each(func(c *conn) { n += c.rawBuffered() }) })
+		}
+		return n == 20
+	})
+	c.Close()
+	waitFor(t, "the end", func() bool { return s.Connections() == 0 })
+	if s.event(EventProxyBad) != 1 || s.event(EventProxyHealthCheck) != 0 || !strings.Contains(s.log.String(), "left in the middle") {
+		t.Errorf("counted %d and %d times:\n%s", s.event(EventProxyBad), s.event(EventProxyHealthCheck), s.log)
+	}
+}
+
 func TestAnUnlistedPeerThatSendsAPROXYHeaderIsCutOff(t *testing.T) {
 	for name, change := range map[string]func(*Options, *session.Options){
 		"clear": nil, "implicit": withImplicitTLS,
@@ -197,6 +215,10 @@ func TestHealthChecksOfProxiesAreCountedAndNotLogged(t *testing.T) {
 	}
 	c.send("QUIT\r\n")
 	c.expect("221")
+	c.expectEOF()
+	c = s.dial()
+	c.send(v2(0x20, 0) + "QUIT\r\n")
+	c.expect("220", "221")
 	c.expectEOF()
 	waitFor(t, "the end", func() bool { return s.Connections() == 0 })
 	if s.event(EventProxyHealthCheck) != 2 {

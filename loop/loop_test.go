@@ -470,8 +470,11 @@ func TestAClientThatNeverReadsIsBoundedAndClosed(t *testing.T) {
 }
 
 // onLoop runs f on the only loop's goroutine and waits for it.
-func (s *server) onLoop(f func(lp *loop)) {
-	lp, done := (*s.loops.Load())[0], make(chan struct{})
+func (s *server) onLoop(f func(lp *loop)) { s.on(0, f) }
+
+// on runs f on the goroutine of loop i.
+func (s *server) on(i int, f func(lp *loop)) {
+	lp, done := (*s.loops.Load())[i], make(chan struct{})
 	lp.ex.execute(func() { f(lp); close(done) })
 	<-done
 }

@@ -25,7 +25,7 @@ const plainBytes = 64 << 10
 const maxKeptCipher = 128 << 10
 
 var (
-	// Deviation: RFC 3207 §4 has 454 without saying what for. The text names the limit.
+	// RFC 3207 §4: TLS not available due to temporary reason.
 	replyHandshakes = smtpcodec.Reply{Code: 454, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 7, Detail: 0}, Text: "TLS not available now: too many handshakes, see limits.handshakes"}
 	replyNoTLS      = smtpcodec.Reply{Code: 454, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 7, Detail: 0}, Text: "TLS not available now"}
 
