@@ -8,10 +8,10 @@ import (
 // Stats are counters since New, except Inflight, Waiting, the sizes of the caches and the state of the servers.
 type Stats struct {
 	// Answered from the cache.
-	Hits        uint64
-	NegativeHit uint64
-	FailureHits uint64
-	Stale       uint64 // answers past their time served instead of Failed
+	Hits         uint64
+	NegativeHits uint64
+	FailureHits  uint64
+	Stale        uint64 // answers past their time served instead of Failed
 
 	Misses    uint64 // lookups that a question was made for
 	Coalesced uint64 // lookups that joined a question of another
