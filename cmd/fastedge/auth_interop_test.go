@@ -195,7 +195,7 @@ func TestDovecotOfDebianChecksCredentials(t *testing.T) {
 			want = auth.Failed
 		}
 		for _, mechanism := range []string{"SCRAM-SHA-256", "CRAM-MD5"} {
-			o := pythonLogin(t, s, mechanism, peer(), "alice@example.org", password)
+			o := foreignLogin(t, s, mechanism, peer(), "alice@example.org", password)
 			if o.Result != want || want == auth.Success && o.User != "alice@example.org" {
 				t.Errorf("%s with %s: %v %q, want %v", mechanism, password, o.Result, o.User, want)
 			}
@@ -221,8 +221,8 @@ func TestDovecotOfDebianChecksCredentials(t *testing.T) {
 	}
 }
 
-// pythonLogin answers the challenges with Python's hmac and hashlib: nothing of ours checks itself.
-func pythonLogin(t *testing.T, s *auth.Service, mechanism string, p auth.Peer, user, password string) auth.Outcome {
+// foreignLogin answers the challenges with Python's hmac and hashlib: nothing of ours checks itself.
+func foreignLogin(t *testing.T, s *auth.Service, mechanism string, p auth.Peer, user, password string) auth.Outcome {
 	t.Helper()
 	python := need(t, "python3")
 	ask := func(script string, args ...string) []byte {
@@ -270,11 +270,68 @@ func TestUsersFileServesAClientInPython(t *testing.T) {
 	}
 	p := auth.Peer{Addr: netip.MustParseAddrPort("192.0.2.1:2500")}
 	for _, mechanism := range []string{"SCRAM-SHA-256", "CRAM-MD5"} {
-		if o := pythonLogin(t, s, mechanism, p, "alice", "secret"); o.Result != auth.Success || o.User != "alice" {
+		if o := foreignLogin(t, s, mechanism, p, "alice", "secret"); o.Result != auth.Success || o.User != "alice" {
 			t.Errorf("%s: %v %q", mechanism, o.Result, o.User)
 		}
-		if o := pythonLogin(t, s, mechanism, p, "alice", "wrong"); o.Result != auth.Failed {
+		if o := foreignLogin(t, s, mechanism, p, "alice", "wrong"); o.Result != auth.Failed {
 			t.Errorf("%s, wrong: %v", mechanism, o.Result)
 		}
+	}
+}
+
+// passwordAtTerminal answers prompts on a pseudo terminal: arguments are the answers as JSON and the command.
+const passwordAtTerminal = `
+import json, os, pty, sys
+answers = json.loads(sys.argv[1])
+pid, fd = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[2], sys.argv[2:])
+seen = b""
+while True:
+    try:
+        piece = os.read(fd, 1024)
+    except OSError:
+        break
+    if not piece:
+        break
+    seen += piece
+    if seen.endswith(b": ") and answers:
+        os.write(fd, answers.pop(0).encode() + b"\n")
+        seen += b"|"
+_, status = os.waitpid(pid, 0)
+sys.stdout.write(seen.decode())
+sys.exit(os.waitstatus_to_exitcode(status))
+`
+
+func TestPasswordIsAskedTwiceAtATerminalAndNotShown(t *testing.T) {
+	python := need(t, "python3")
+	dir := t.TempDir()
+	program, users := filepath.Join(dir, "fastedge"), filepath.Join(dir, "users")
+	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	add := func(answers string) (string, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		out, err := exec.CommandContext(ctx, python, "-c", passwordAtTerminal, answers, program, "auth", "add", "alice", "--file", users, cheap).CombinedOutput()
+		return string(out), err
+	}
+	out, err := add(`["secret", "secreT"]`)
+	if err == nil || !strings.Contains(out, "the two passwords differ") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if _, err := os.Stat(users); err == nil {
+		t.Error("a user was added all the same")
+	}
+	out, err = add(`["secret", "secret"]`)
+	if err != nil || !strings.Contains(out, "Password of alice: |") || !strings.Contains(out, "Once more: |") || !strings.Contains(out, "alice: added") || strings.Contains(out, "secret") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	store, err := auth.OpenUsers(users)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if user, err := store.CheckPassword(context.Background(), auth.Login{Mechanism: "PLAIN", User: "alice", Password: "secret"}); err != nil || user != "alice" {
+		t.Errorf("%q %v", user, err)
 	}
 }
