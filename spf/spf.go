@@ -76,7 +76,9 @@ func (t QueryType) String() string { return typeNames[t] }
 
 // Query is one question to DNS.
 type Query struct {
-	Name string // lower-case A-labels and underscores, no trailing dot, at most 253 bytes, labels of 1 to 63 bytes
+	// Name is in lower case, without a trailing dot: at most 253 bytes in labels of 1 to 63. A record may make any byte from 0x20 to 0x7E
+	// part of a label (spaces, slashes, quotes; RFC 7208 §7.1). This is no presentation format: a backslash is a byte like others.
+	Name string
 	Type QueryType
 }
 
@@ -96,13 +98,6 @@ type Answer struct {
 	TXT    *TXT         // of TypeTXT, made by NewTXT
 	Addrs  []netip.Addr // of TypeA and TypeAAAA, in any order
 	Hosts  []string     // of TypeMX the hosts in order of preference, of TypePTR the names; a trailing dot and capitals do no harm
-}
-
-// TXT is a TXT record set and the SPF record in it, parsed once however many checks read it.
-type TXT struct {
-	Strings []string // one a record, the character-strings of each joined without a space (RFC 7208 §3.3)
-	record  *record  // the SPF record; nil without one
-	problem string   // what is wrong with it, or that there are several; empty when record may be evaluated
 }
 
 // Result is what a check came to. Its strings are safe to print in a reply or a header: bytes 0x20 to 0x7E and nothing else.
