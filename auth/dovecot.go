@@ -21,7 +21,7 @@ type DovecotOptions struct {
 	// Address is the path of a socket of Dovecot's auth service, of the kind auth-client, or host:port of an inet_listener of it.
 	Address          string
 	Service          string        // what Dovecot's rules see as the service; default "smtp"
-	MaxPending       int           // exchanges under way; beyond it Dovecot "cannot tell". Default 1024.
+	MaxPending       int           // exchanges under way, with Dovecot or the client to speak; beyond it Dovecot "cannot tell". Default 4096.
 	HandshakeTimeout time.Duration // from dialling to the end of Dovecot's greeting; default 5 s
 	Retry            time.Duration // how long after a failure the socket is left alone; default 1 s
 }
@@ -60,7 +60,7 @@ func NewDovecot(o DovecotOptions) (*Dovecot, error) {
 		o.Service = "smtp"
 	}
 	if o.MaxPending <= 0 {
-		o.MaxPending = 1024
+		o.MaxPending = 4096
 	}
 	if o.HandshakeTimeout <= 0 {
 		o.HandshakeTimeout = 5 * time.Second

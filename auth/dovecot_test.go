@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -355,5 +356,57 @@ func TestDovecotAmongOtherStores(t *testing.T) {
 	}
 	if !s.Supports(CRAMMD5) { // Dovecot's
 		t.Error("CRAM-MD5")
+	}
+}
+
+// Whichever way an exchange ends, Dovecot's side of it ends too; otherwise MaxPending would be used up.
+func TestAbandonedExchangesAreTakenBackFromDovecot(t *testing.T) {
+	d := newPeerDovecot(t, greeting, func(line string, w io.Writer) {
+		if f := strings.Split(line, "\t"); f[0] == "AUTH" {
+			fmt.Fprintf(w, "CONT\t%s\t\n", f[1])
+		}
+	})
+	store := d.store(t, DovecotOptions{})
+	pending := func() int {
+		store.mu.Lock()
+		conn := store.conn
+		store.mu.Unlock()
+		conn.mu.Lock()
+		defer conn.mu.Unlock()
+		return len(conn.pending)
+	}
+	gate := newGate()
+	for name, o := range map[string]Options{
+		"cancelled": {StepTimeout: time.Hour},
+		"late":      {StepTimeout: 50 * time.Millisecond},
+	} {
+		o.Store, o.Workers, o.CRAMMD5 = Stores(gate, store), 1, true
+		s := testService(t, o)
+		between, queued := s.Begin(CRAMMD5, client), s.Begin(CRAMMD5, client)
+		respond(t, between, nil, false)
+		respond(t, queued, nil, false)
+		blocks := s.Begin(PLAIN, client)
+		blocks.Step(plainMessage("", "x", "x"), true, func(Outcome) {})
+		<-gate.entered // the only worker is busy
+		if n := pending(); n != 2 {
+			t.Fatalf("%s: %d exchanges are under way, want 2", name, n)
+		}
+		answers := make(chan Outcome, 1)
+		queued.Step([]byte("alice 00"), true, func(o Outcome) { answers <- o })
+		if name == "cancelled" {
+			queued.Cancel()
+		} else if o := <-answers; o.Result != Unavailable {
+			t.Errorf("%s: %v", name, o.Result)
+		}
+		between.Cancel()
+		for i := 0; pending() != 0; i++ {
+			if i == 1e6 {
+				t.Fatalf("%s: %d exchanges are still under way", name, pending())
+			}
+			runtime.Gosched()
+		}
+		blocks.Cancel()
+		gate.open <- nil
+		idle(s)
 	}
 }

@@ -592,3 +592,29 @@ func TestSCRAMShowsUnknownUsersAStableSalt(t *testing.T) {
 		seen[one] = true
 	}
 }
+
+// RFC 4954 §4: "*" at any step; the caller cancels and answers.
+func TestEveryMechanismCanBeAbortedAtEveryStep(t *testing.T) {
+	k, _ := NewCRAMKeys("secret")
+	u := scramUser(t, "alice", "secret")
+	u.CRAM = &k
+	tokens := secret()
+	tokens.mechanisms = "OAUTHBEARER XOAUTH2"
+	s := testService(t, Options{Store: Stores(testUsers(t, u), tokens), CRAMMD5: true})
+	for mechanism, responses := range map[string][]string{
+		PLAIN: {"-"}, LOGIN: {"-", "alice"}, CRAMMD5: {"-"}, EXTERNAL: {"-"}, SCRAMSHA256: {"-", "n,,n=alice,r=abc"}, SCRAMSHA256Plus: {"-"},
+		OAUTHBEARER: {"-", "n,a=alice,\x01auth=Bearer x\x01\x01"}, XOAUTH2: {"-", "user=alice\x01auth=Bearer x\x01\x01"},
+	} {
+		for n := 0; n <= len(responses); n++ {
+			x := s.Begin(mechanism, client)
+			for i, r := range responses[:n] {
+				if o := respond(t, x, []byte(r), i > 0 || r != "-"); o.Result != Continue {
+					t.Fatalf("%s: %v after %d responses", mechanism, o.Result, i+1)
+				}
+			}
+			x.Cancel()
+			x.Step([]byte("late"), true, func(o Outcome) { t.Errorf("%s: %v after Cancel", mechanism, o.Result) })
+		}
+	}
+	idle(s)
+}

@@ -287,7 +287,9 @@ func (x *Exchange) Cancel() {
 	}
 	timer.Stop()
 	st.cancel()
-	x.s.dequeue(st)
+	if x.s.dequeue(st) {
+		x.close()
+	}
 	// What runs is closed by its worker or by the end of its context.
 }
 
@@ -298,12 +300,11 @@ func (x *Exchange) close() {
 	}
 }
 
-// answer tells the outcome, once.
-func (st *step) answer(o Outcome) {
+// answer tells the outcome, unless the step is answered or cancelled already.
+func (st *step) answer(o Outcome) bool {
 	x := st.x
 	if !st.taken.CompareAndSwap(false, true) {
-		x.close() // cancelled or late while it ran
-		return
+		return false
 	}
 	x.mu.Lock()
 	timer := st.timer
@@ -319,6 +320,7 @@ func (st *step) answer(o Outcome) {
 	timer.Stop()
 	st.cancel()
 	st.done(o)
+	return true
 }
 
 // timeout answers for a step that is late. It may still wait or run.
@@ -326,9 +328,12 @@ func (st *step) timeout() {
 	if st.finished.Load() || st.taken.Load() {
 		return // the answer is there, and only held back
 	}
-	st.x.s.dequeue(st)
+	waited := st.x.s.dequeue(st)
 	st.x.s.troubles.warn("auth: no answer in time", "mechanism", st.x.mechanism, "step_timeout", st.x.s.o.StepTimeout)
 	st.answer(Outcome{Result: Unavailable})
+	if waited {
+		st.x.close()
+	}
 }
 
 // finish counts the outcome and tells it, a refusal later.
@@ -351,7 +356,9 @@ func (st *step) finish(o Outcome) {
 	}
 	delay := s.o.FailureDelay
 	if delay <= 0 || o.Result != Failed && o.Result != Throttled {
-		st.answer(o)
+		if !st.answer(o) {
+			x.close() // cancelled or late while it ran
+		}
 		return
 	}
 	delay += mathrand.N(delay/10 + 1)
@@ -380,19 +387,24 @@ func (s *Service) enqueue(st *step) bool {
 	return true
 }
 
-func (s *Service) dequeue(st *step) {
+// dequeue takes out a step that still waits, and reports whether it did: no worker will see it then.
+func (s *Service) dequeue(st *step) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if st.waiting != nil {
-		s.queue.Remove(st.waiting)
-		st.waiting = nil
+	if st.waiting == nil {
+		return false
 	}
+	s.queue.Remove(st.waiting)
+	st.waiting = nil
+	return true
 }
 
 // work runs steps until none waits.
 func (s *Service) work(st *step) {
 	for {
-		if !st.taken.Load() {
+		if st.taken.Load() {
+			st.x.close() // cancelled or late before it ran
+		} else {
 			st.run()
 		}
 		s.mu.Lock()
