@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -28,6 +29,7 @@ type suiteTest struct {
 	Helo, Host, MailFrom  string
 	Receiver, Explanation string
 	Result                yaml.Node
+	MaxVoid               int `yaml:"-"`
 }
 
 // results are those that a test accepts, the one its authors prefer first.
@@ -107,7 +109,7 @@ func run(t *testing.T, all []scenario, tests, explanations int, exceptions map[s
 				want, excepted = e, excepted+1
 			}
 			t.Run(name, func(t *testing.T) {
-				c := New(Params{IP: netip.MustParseAddr(test.Host), Helo: test.Helo, Sender: test.MailFrom, Receiver: test.Receiver})
+				c := New(Params{IP: netip.MustParseAddr(test.Host), Helo: test.Helo, Sender: test.MailFrom, Receiver: test.Receiver, MaxVoid: test.MaxVoid})
 				var walk strings.Builder
 				c.Trace = func(s Step) { fmt.Fprintf(&walk, "%+v\n", s) }
 				r := c.Run(z.lookup)
@@ -137,8 +139,87 @@ func run(t *testing.T, all []scenario, tests, explanations int, exceptions map[s
 
 func TestRFC7208Suite(t *testing.T) { run(t, suite(t, "rfc7208-tests.yml"), 203, 22, nil) }
 
-func TestRFC4408Suite(t *testing.T) { run(t, suite(t, "rfc4408-tests.yml"), 191, 22, nil) }
+// Of the 18 tests of the older suite that leave a choice, these are where its authors preferred what RFC 7208 has changed since, and where
+// they changed their own mind in the newer suite. Each is a result that the test lists.
+func TestRFC4408Suite(t *testing.T) {
+	second := map[string]string{
+		// RFC 7208 §3.1, §4.4: records of type SPF are not asked for.
+		"spfonly":     "none",
+		"txttimeout":  "temperror",
+		"multispf2":   "pass",
+		"multitxt1":   "permerror",
+		"spfoverride": "fail",
+		// RFC 7208 §4.8 leaves it open; the newer suite prefers a name that does not exist, and so no match.
+		"invalid-domain-empty-label":    "fail",
+		"invalid-domain-long":           "fail",
+		"invalid-domain-long-via-macro": "fail",
+		// RFC 7208 §5, §2.6.6: an error of DNS is temperror, for exists, too.
+		"exists-dnserr": "temperror",
+		// RFC 7208 §4.6.4: more than ten MX hosts are permerror.
+		"mx-limit": "permerror",
+	}
+	all := suite(t, "rfc4408-tests.yml")
+	for i := range all {
+		for name, test := range all[i].Tests {
+			if want, ok := second[name]; ok && !slices.Contains(test.results(t), want) {
+				t.Errorf("%s does not allow %s", name, want)
+			}
+		}
+	}
+	run(t, all, 191, 22, second)
+}
 
-func TestPyspfSuite(t *testing.T) { run(t, suite(t, "pyspf-tests.yml"), 16, 0, nil) }
+// The two exceptions are tests of modes that pyspf has: one where it believes in a modifier of SPF drafts, one where it complains of it by a
+// result that RFC 7208 doesn't know. RFC 7208 §6 wants unknown modifiers ignored, as default-modifier-obsolete of the RFC 7208 suite checks.
+func TestPyspfSuite(t *testing.T) {
+	run(t, suite(t, "pyspf-tests.yml"), 16, 0, map[string]string{"default-modifier": "neutral", "default-modifier-harsh": "neutral"})
+}
 
-func TestBlitiriSuite(t *testing.T) { run(t, suite(t, "blitirispf-tests.yml"), 83, 0, nil) }
+// Some scenarios of this suite use names of one label for short. RFC 7208 §4.3 gives none for such a sender and §7.1 has no such domain-spec,
+// which a-only-toplabel of the RFC 7208 suite checks. Those tests are about other things, so they run with ".test" after each such name.
+func TestBlitiriSuite(t *testing.T) {
+	all := suite(t, "blitirispf-tests.yml")
+	for i := range all {
+		all[i].qualify()
+		// Ten mx terms of three hosts that do not exist are to pass, for that suite counts void lookups by term. We count queries: it is what keeps
+		// such a record from asking 111 times. The test is about the number of terms, so it gets the 30 void lookups that it has.
+		if test, ok := all[i].Tests["mx-resolution-10-terms"]; ok {
+			test.MaxVoid = 30
+			all[i].Tests["mx-resolution-10-terms"] = test
+		}
+	}
+	run(t, all, 83, 0, nil)
+}
+
+var (
+	oneLabel     = regexp.MustCompile(`^[a-z0-9-]+$`)
+	oneLabelSpec = regexp.MustCompile(`\b((?:a|mx|include|exists|redirect)[:=][a-z0-9-]+)( |$)`)
+)
+
+func (s *scenario) qualify() {
+	z := map[string][]map[string]yaml.Node{}
+	for name, records := range s.Zone {
+		for _, r := range records {
+			for kind, n := range r {
+				switch {
+				case kind == "MX" && oneLabel.MatchString(n.Content[1].Value):
+					n.Content[1].Value += ".test"
+				case kind == "SPF" || kind == "TXT":
+					n.Value = oneLabelSpec.ReplaceAllString(n.Value, "${1}.test$2")
+					r[kind] = n
+				}
+			}
+		}
+		if oneLabel.MatchString(name) {
+			name += ".test"
+		}
+		z[name] = records
+	}
+	s.Zone = z
+	for name, test := range s.Tests {
+		if _, domain, ok := strings.Cut(test.MailFrom, "@"); ok && oneLabel.MatchString(domain) {
+			test.MailFrom += ".test"
+			s.Tests[name] = test
+		}
+	}
+}
