@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -408,5 +409,38 @@ func TestAbandonedExchangesAreTakenBackFromDovecot(t *testing.T) {
 		blocks.Cancel()
 		gate.open <- nil
 		idle(s)
+	}
+}
+
+func TestCancelAndDovecotRace(t *testing.T) {
+	d := newPeerDovecot(t, greeting, func(line string, w io.Writer) {
+		if f := strings.Split(line, "\t"); f[0] == "AUTH" {
+			fmt.Fprintf(w, "CONT\t%s\t\n", f[1])
+		}
+	})
+	store := d.store(t, DovecotOptions{})
+	s := testService(t, Options{Store: store, CRAMMD5: true})
+	var wg sync.WaitGroup
+	for range 300 {
+		x := s.Begin(CRAMMD5, client)
+		wg.Go(func() { x.Step(nil, false, func(Outcome) {}) })
+		wg.Go(func() { runtime.Gosched(); x.Cancel() })
+	}
+	wg.Wait()
+	idle(s)
+	store.mu.Lock()
+	conn := store.conn
+	store.mu.Unlock()
+	for i := 0; ; i++ {
+		conn.mu.Lock()
+		n := len(conn.pending)
+		conn.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		if i == 1e6 {
+			t.Fatalf("%d exchanges are still under way", n)
+		}
+		runtime.Gosched()
 	}
 }

@@ -308,15 +308,18 @@ func (st *step) answer(o Outcome) bool {
 	}
 	x.mu.Lock()
 	timer := st.timer
-	if x.state == stepping {
-		x.state = awaitStep
-		if o.Result != Continue {
-			x.state = over
-		} else {
-			x.step = nil
-		}
+	cancelled := x.state != stepping // just now, too late to keep the answer back
+	switch {
+	case cancelled:
+	case o.Result == Continue:
+		x.state, x.step = awaitStep, nil
+	default:
+		x.state = over
 	}
 	x.mu.Unlock()
+	if cancelled {
+		x.close()
+	}
 	timer.Stop()
 	st.cancel()
 	st.done(o)
