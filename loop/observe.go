@@ -43,6 +43,7 @@ func (lp *loop) Refused(s *session.Session, stage session.Stage, r *smtpcodec.Re
 		slog.String("stage", stage.String()),
 		slog.String("reason", reason.String()),
 		slog.Int("code", int(r.Code)),
+		slog.String("reply", r.Text),
 		slog.String("arg", string(arg[:min(len(arg), maxLoggedArg)])),
 	)
 }

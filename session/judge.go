@@ -57,15 +57,23 @@ func (s *Session) judgeFrom(at policy.Stage, from int, now time.Time, out []byte
 		} else if p != nil {
 			p.Cancel()
 		}
-		if r, why := s.hear(at, e.Reply, e.Fields, err); r != nil {
-			return judgements[at].refuse(s, r, why, now, out)
+		if r, failed := s.hear(at, e.Reply, e.Fields, err); r != nil {
+			return judgements[at].refuse(s, r, list[i].why(failed), now, out)
 		}
 	}
 	return judgements[at].accept(s, s.told, now, out)
 }
 
+// why is the word for a validator's refusal.
+func (v *placed) why(failed bool) Reason {
+	if failed {
+		return ReasonValidator
+	}
+	return v.reason
+}
+
 // hear takes one validator's answer: nil goes on, anything else refuses.
-func (s *Session) hear(at policy.Stage, r smtpcodec.Reply, fields []byte, err error) (*smtpcodec.Reply, Reason) {
+func (s *Session) hear(at policy.Stage, r smtpcodec.Reply, fields []byte, err error) (refuse *smtpcodec.Reply, failed bool) {
 	if err == nil && r.Code != 0 && (r.Code < 200 || r.Code > 599) {
 		err = policy.ErrReply
 	}
@@ -81,16 +89,16 @@ func (s *Session) hear(at policy.Stage, r smtpcodec.Reply, fields []byte, err er
 		if s.res.Observer != nil {
 			s.res.Observer.ValidatorFailed(s, at, err)
 		}
-		return &refuseFailed.reply, refuseFailed.reason
+		return &refuseFailed.reply, true
 	case r.Code == 0 || at == policy.AtData && r.Code == 354:
-		return nil, ReasonNone
+		return nil, false
 	case r.Code/100 == 2 && r.Code != 221:
 		told := r // on the heap only here
 		s.told = &told
-		return nil, ReasonNone
+		return nil, false
 	}
 	refused := r
-	return &refused, ReasonPolicy
+	return &refused, false
 }
 
 // maxFieldBytes bounds the header fields that validators put before one message.
@@ -164,8 +172,8 @@ func (s *Session) goOn(r smtpcodec.Reply, fields []byte, err error, now time.Tim
 	at, next := s.asked, int(s.askedOf)+1
 	s.pending = nil
 	s.phase = phaseCommand
-	if r, why := s.hear(at, r, fields, err); r != nil {
-		out = judgements[at].refuse(s, r, why, now, out)
+	if r, failed := s.hear(at, r, fields, err); r != nil {
+		out = judgements[at].refuse(s, r, s.sv.at[at][s.askedOf].why(failed), now, out)
 	} else {
 		out = s.judgeFrom(at, next, now, out)
 	}

@@ -1,5 +1,7 @@
 package session
 
+import "github.com/fastedge/fastedge/policy"
+
 // Reason is the closed set of words that say why something was refused; they label metrics and log lines.
 type Reason uint8
 
@@ -30,7 +32,14 @@ const (
 	ReasonTimeout
 	ReasonHTTP
 	ReasonShutdown
-	ReasonPolicy    // a validator's decision
+	ReasonPolicy // a validator's decision, of no kind that has a word of its own
+	ReasonDenied
+	ReasonMessageRate
+	ReasonRule
+	ReasonHook
+	ReasonMilter
+	ReasonSPF
+	ReasonDNSBL
 	ReasonValidator // a validator that failed
 	ReasonTLS
 	ReasonAuth
@@ -77,6 +86,13 @@ var reasons = [NumReasons]struct {
 	ReasonHTTP:                {word: "http"},
 	ReasonShutdown:            {word: "shutdown"},
 	ReasonPolicy:              {word: "policy"},
+	ReasonDenied:              {word: "denied"},
+	ReasonMessageRate:         {word: "message_rate"},
+	ReasonRule:                {word: "rule"},
+	ReasonHook:                {word: "hook"},
+	ReasonMilter:              {word: "milter"},
+	ReasonSPF:                 {word: "spf"},
+	ReasonDNSBL:               {word: "dnsbl"},
 	ReasonValidator:           {word: "validator_failed"},
 	ReasonTLS:                 {word: "tls"},
 	ReasonAuth:                {word: "auth", counts: true},
@@ -86,6 +102,19 @@ var reasons = [NumReasons]struct {
 	ReasonJunk:                {word: "junk_commands"},
 	ReasonDataRate:            {word: "data_rate"},
 	ReasonForged:              {word: "forged_results"},
+}
+
+// kindReasons are the words for what validators refuse.
+var kindReasons = [policy.NumKinds]Reason{
+	policy.KindOther:      ReasonPolicy,
+	policy.KindClients:    ReasonDenied,
+	policy.KindRate:       ReasonMessageRate,
+	policy.KindRecipients: ReasonRecipient,
+	policy.KindRule:       ReasonRule,
+	policy.KindHook:       ReasonHook,
+	policy.KindMilter:     ReasonMilter,
+	policy.KindSPF:        ReasonSPF,
+	policy.KindDNSBL:      ReasonDNSBL,
 }
 
 // String gives the word.

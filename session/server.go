@@ -131,10 +131,11 @@ type Server struct {
 	slots     int // of validators that remember
 }
 
-// placed is a validator with its place among those that remember, -1 without one.
+// placed is a validator with its place among those that remember, -1 without one, and the word for its refusals.
 type placed struct {
 	policy.Validator
-	slot int
+	slot   int
+	reason Reason
 }
 
 // offers is what EHLO says and allows at one degree of security.
@@ -167,7 +168,7 @@ func NewServer(o Options) *Server {
 		if stages >= 1<<policy.NumStages {
 			panic("session: a validator names a stage that there is not")
 		}
-		one := placed{v, -1}
+		one := placed{v, -1, kindReasons[policy.KindOf(v)]}
 		if r, ok := v.(policy.Rememberer); ok && r.Remembers() {
 			one.slot = sv.slots
 			sv.slots++

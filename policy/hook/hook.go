@@ -90,6 +90,9 @@ type Hook struct {
 	cache  *cache // nil: nothing is kept
 }
 
+// Kind is policy.Kinded's.
+func (*Hook) Kind() policy.Kind { return policy.KindHook }
+
 // New gives a hook. It does not ask the server.
 func New(o Options) (*Hook, error) {
 	u, err := url.Parse(o.URL)

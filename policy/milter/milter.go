@@ -85,6 +85,9 @@ type Milter struct {
 	old atomic.Bool // the milter knows none of the protocol's later steps
 }
 
+// Kind is policy.Kinded's.
+func (*Milter) Kind() policy.Kind { return policy.KindMilter }
+
 // New gives a milter. It does not connect.
 func New(o Options) (*Milter, error) {
 	if o.Network != "tcp" && o.Network != "unix" || o.Address == "" {

@@ -173,6 +173,9 @@ func Compile(list []Rule, o Options) (*Set, error) {
 	return s, nil
 }
 
+// Kind is policy.Kinded's.
+func (s *Set) Kind() policy.Kind { return policy.KindRule }
+
 // Stages are those that have rules.
 func (s *Set) Stages() policy.Stages { return s.on }
 
