@@ -135,6 +135,9 @@ type Event struct {
 	Reply smtpcodec.Reply
 	// Fields are header fields to be put before the message, each whole: name, colon, value, CRLF. From AtMail to AtMessage.
 	Fields []byte
+	// Host is the client's verified name, for the Received field, in letters, digits, hyphens, underscores and dots. AtMessage: it is taken when
+	// Validate returns, also when that has pended.
+	Host string
 	// Slot is a place that a Rememberer has for itself in each session, for what it will need at a later stage; nil for other validators. It
 	// belongs to the event loop: a pending question has none.
 	Slot *any
