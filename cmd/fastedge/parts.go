@@ -12,6 +12,7 @@ import (
 	"github.com/fastedge/fastedge/auth"
 	"github.com/fastedge/fastedge/internal/certs"
 	"github.com/fastedge/fastedge/internal/config"
+	"github.com/fastedge/fastedge/internal/metrics"
 	"github.com/fastedge/fastedge/policy"
 	"github.com/fastedge/fastedge/policy/hook"
 	"github.com/fastedge/fastedge/policy/milter"
@@ -26,8 +27,15 @@ type parts struct {
 	relay      *policy.Relay
 	gate       *policy.Gate
 	validators []policy.Validator
+	asking     []asking // those of validators that ask others
 	closers    []func()
 	files      []reloadable
+}
+
+// asking is a hook or a milter.
+type asking struct {
+	name string
+	*policy.Blocking
 }
 
 // reloadable is something that is read from files, and read again when they change.
@@ -219,8 +227,7 @@ func (p *parts) newValidators(cfg *config.Config, log *slog.Logger, matched func
 			wrong(key+".url", -1, err)
 			continue
 		}
-		p.add(v)
-		p.closers = append(p.closers, v.Close)
+		p.ask(h.Name, v, v.Blocking)
 	}
 	for i, m := range cfg.Milter {
 		v, err := milter.New(milter.Options{
@@ -231,9 +238,15 @@ func (p *parts) newValidators(cfg *config.Config, log *slog.Logger, matched func
 			wrong("milter["+strconv.Itoa(i)+"].address", -1, err)
 			continue
 		}
-		p.add(v)
-		p.closers = append(p.closers, v.Close)
+		p.ask(m.Name, v, v.Blocking)
 	}
+}
+
+// ask adds a validator that asks others.
+func (p *parts) ask(name string, v policy.Validator, b *policy.Blocking) {
+	p.add(v)
+	p.asking = append(p.asking, asking{name, b})
+	p.closers = append(p.closers, b.Close)
 }
 
 func (p *parts) newRules(cfg *config.Config, log *slog.Logger, matched func(string), wrong func(string, int, error)) {
@@ -295,6 +308,17 @@ func (p *parts) tlsFacts(cs tls.ConnectionState) *policy.TLS {
 		}
 	}
 	return t
+}
+
+// stats is for the metrics.
+func (p *parts) stats() (all []metrics.ValidatorStats) {
+	for _, a := range p.asking {
+		st := a.Stats()
+		all = append(all, metrics.ValidatorStats{
+			Name: a.name, Queued: st.Queued, Busy: st.Busy, Stuck: st.Stuck, Full: st.Full, Late: st.Late, Failed: st.Failed,
+		})
+	}
+	return all
 }
 
 // expiry is for the metrics; nil without certificates.

@@ -84,6 +84,8 @@ func wire(cfg *config.Config, log *slog.Logger, lines *logWriter) (_ *server, er
 		LogDropped:        lines.Dropped,
 		Relay:             s.relayStats(),
 		CertificateExpiry: s.parts.expiry(),
+		Validators:        s.parts.stats,
+		LimitedPrefixes:   s.parts.gate.Entries,
 	})
 	return s, s.newAdmin(reg)
 }

@@ -24,6 +24,7 @@ type collector struct {
 	loopConnections, loopSlowest, loopEvents                    *prometheus.Desc
 	handshakes, handshakeSeconds                                *prometheus.Desc
 	memoryUsed, memoryBudget, logDropped, certificateExpiry     *prometheus.Desc
+	validatorQuestions, validatorFailures, limitedPrefixes      *prometheus.Desc
 	relayAttempts, relayDead, relayRecipients                   *prometheus.Desc
 	relayConnects, relayInFlight, relayConnections, relayDown   *prometheus.Desc
 
@@ -65,6 +66,9 @@ func newCollector(r *Registry) *collector {
 	c.memoryBudget = desc("memory_budget_bytes", "The bound of memory_used_bytes: limits.memory.")
 	c.certificateExpiry = desc("certificate_expiry_timestamp_seconds", "When the first of the server's TLS certificates ends.")
 	c.logDropped = desc("log_dropped_total", "Log lines dropped because the log could not be written fast enough.")
+	c.validatorQuestions = desc("validator_questions", "Questions to hooks and milters now: queued, asked, or past their time and not given up by the one asked.", "validator", "state")
+	c.validatorFailures = desc("validator_failures_total", "Questions to hooks and milters that on_error answered.", "validator", "why")
+	c.limitedPrefixes = desc("limited_prefixes", "Networks that the limits per address and prefix remember.")
 	c.relayAttempts = desc("relay_attempts_total", "Attempts to hand a message on.")
 	c.relayDead = desc("relay_dead_total", "Messages given up: too old, or damaged.")
 	c.relayRecipients = desc("relay_recipients_total", "Recipients by what an attempt brought them.", "result")
@@ -199,6 +203,19 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	if sources.CertificateExpiry != nil {
 		gauge(c.certificateExpiry, float64(sources.CertificateExpiry().Unix()))
+	}
+	if sources.Validators != nil {
+		for _, v := range sources.Validators() {
+			gauge(c.validatorQuestions, float64(v.Queued), v.Name, "queued")
+			gauge(c.validatorQuestions, float64(v.Busy-v.Stuck), v.Name, "asked")
+			gauge(c.validatorQuestions, float64(v.Stuck), v.Name, "stuck")
+			counter(c.validatorFailures, v.Full, v.Name, "full")
+			counter(c.validatorFailures, v.Late, v.Name, "late")
+			counter(c.validatorFailures, v.Failed-v.Full-v.Late, v.Name, "error")
+		}
+	}
+	if sources.LimitedPrefixes != nil {
+		gauge(c.limitedPrefixes, float64(sources.LimitedPrefixes()))
 	}
 	if sources.Relay != nil {
 		st := sources.Relay()

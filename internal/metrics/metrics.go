@@ -59,8 +59,19 @@ type Sources struct {
 	MemoryBudget   int64        // limits.memory
 	LogDropped     func() uint64
 	Relay          func() RelayStats
+	// Validators are those that ask others: hooks and milters.
+	Validators func() []ValidatorStats
+	// LimitedPrefixes is how many networks the limits per prefix remember.
+	LimitedPrefixes func() int
 	// CertificateExpiry is when the first of our certificates ends.
 	CertificateExpiry func() time.Time
+}
+
+// ValidatorStats is what a validator says of itself that asks others; it mirrors policy.BlockingStats.
+type ValidatorStats struct {
+	Name                string
+	Queued, Busy, Stuck int    // now
+	Full, Late, Failed  uint64 // since the start
 }
 
 // RelayStats is what the relay says of itself; it mirrors relay.Stats.
