@@ -58,13 +58,20 @@ func (o *openSSL) until(beginning string) {
 	}
 }
 
+// hello waits for s_client to be ready, which then shows the last line of the EHLO in clear, and greets once more.
+func (o *openSSL) hello() {
+	o.t.Helper()
+	o.until("250 ")
+	o.say("EHLO c")
+	o.until("250-Hello")
+	o.until("250 ")
+}
+
 // RFC 8446 §4.6.3.
 func TestKeyUpdatesAreAnswered(t *testing.T) {
 	s := start(t, withSTARTTLS)
 	o := s.openSSL("-tls1_3")
-	o.until("---")
-	o.say("EHLO c")
-	o.until("250 ")
+	o.hello()
 	for _, update := range []string{"K", "k", "K"} { // with and without a request for ours
 		o.say(update)
 		o.until("KEYUPDATE")
@@ -72,6 +79,7 @@ func TestKeyUpdatesAreAnswered(t *testing.T) {
 		o.until("250 2.0.0")
 	}
 	o.say("EHLO " + strings.Repeat("c", 200))
+	o.until("250-Hello ccc")
 	o.until("250 ")
 	if n := s.event(EventTLSError); n != 0 {
 		t.Errorf("%d errors:\n%s", n, s.log)
@@ -82,9 +90,7 @@ func TestKeyUpdatesAreAnswered(t *testing.T) {
 func TestTheClientsRenegotiationIsRefused(t *testing.T) {
 	s := start(t, withSTARTTLS)
 	o := s.openSSL("-tls1_2")
-	o.until("---")
-	o.say("EHLO c")
-	o.until("250 ")
+	o.hello()
 	o.say("R")
 	io.Copy(io.Discard, o.out)
 	waitFor(t, "the end", func() bool { return s.Connections() == 0 })

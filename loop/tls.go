@@ -350,9 +350,8 @@ func (s *secure) peek() []byte {
 func (s *secure) consume(n int) {
 	rest := s.c.lp.peeked[n:]
 	s.c.lp.peeked = nil
-	if len(rest) == 0 {
+	if cap(s.stash) > 4*len(rest) { // half a line does not keep what a burst needed; nothing keeps nothing
 		s.stash = nil
-		return
 	}
 	s.stash = append(s.stash[:0], rest...)
 }
