@@ -112,6 +112,7 @@ func (p *parts) newAuth(cfg *config.Config, log *slog.Logger, wrong func(string,
 	}
 	var stores []auth.Store
 	unknown := cfg.Auth.Dovecot != "" // what the stores can do is known later
+	workers := 0                      // as many as auth thinks best for hashing
 	if file := cfg.Auth.Users; file != "" {
 		users, err := auth.OpenUsers(file)
 		if err != nil {
@@ -130,6 +131,7 @@ func (p *parts) newAuth(cfg *config.Config, log *slog.Logger, wrong func(string,
 		if err != nil {
 			wrong("auth.http", -1, err)
 		} else {
+			workers = httpWorkers
 			stores = append(stores, store)
 		}
 	}
@@ -154,6 +156,7 @@ func (p *parts) newAuth(cfg *config.Config, log *slog.Logger, wrong func(string,
 		Hostname:    cfg.Hostname,
 		StepTimeout: cfg.Auth.Timeout,
 		CRAMMD5:     cfg.Auth.CRAMMD5,
+		Workers:     workers,
 		Log:         log,
 	})
 	if err != nil {
@@ -168,6 +171,9 @@ func (p *parts) newAuth(cfg *config.Config, log *slog.Logger, wrong func(string,
 		}
 	}
 }
+
+// httpWorkers is how many logins a service over HTTP is asked about at once: each call holds a worker while it waits.
+const httpWorkers = 64
 
 // httpMechanisms are those that listeners offer and a service behind HTTP can check.
 func httpMechanisms(cfg *config.Config) (list []string) {

@@ -73,6 +73,7 @@ var door = map[string][]string{
 	"github.com/xdg-go/stringprep":            {"auth"},
 	"golang.org/x/crypto":                     {"auth"},
 	"golang.org/x/term":                       {"cmd/fastedge"},
+	"golang.org/x/net/idna":                   {"spf"},
 	"github.com/pires/go-proxyproto":          {"loop"},
 	"github.com/gaissmai/bart":                {"policy"},
 	"github.com/expr-lang/expr":               {"policy/rules"},
