@@ -133,8 +133,9 @@ func (s *server) newListener(l *config.Listener) loop.Listener {
 		Accept:          p.relay.Accept,
 		Validators:      p.validators,
 		Auth:            l.Auth,
-		AuthInClear:     l.Address.IsLocal(),
-		AuthRequired:    l.AuthRequired,
+		// Who comes through a proxy is not on this machine, though the proxy may be.
+		AuthInClear:  l.Address.IsLocal() && len(l.ProxyProtocolFrom) == 0,
+		AuthRequired: l.AuthRequired,
 	}
 	switch l.TLS {
 	case "opportunistic":
