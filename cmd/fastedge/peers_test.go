@@ -112,7 +112,7 @@ func (p pair) load(t *testing.T) tls.Certificate {
 	return c
 }
 
-// issue makes a certificate with the names; the first is the common name, and one with an "@" is a mail address. It is good for servers and
+// issue makes a certificate with the names; the first is the common name, and they may be addresses and mail addresses, too. It is good for servers and
 // clients. The files are replaced as a whole, the key first, when there are some of that name.
 func (a *authority) issue(file string, withRSA bool, names ...string) pair {
 	a.t.Helper()
@@ -133,7 +133,9 @@ func (a *authority) issue(file string, withRSA bool, names ...string) pair {
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	for _, name := range names {
-		switch {
+		switch ip := net.ParseIP(name); {
+		case ip != nil:
+			template.IPAddresses = append(template.IPAddresses, ip)
 		case strings.Contains(name, "@"):
 			template.EmailAddresses = append(template.EmailAddresses, name)
 		case strings.Contains(name, "."):
