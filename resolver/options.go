@@ -43,10 +43,13 @@ type Options struct {
 	// CacheBytes is the memory of all three caches together, estimated from above; default 64 MiB, at least MinCacheBytes.
 	CacheBytes int64
 	// MaxInflight is how many questions may be open at a time; default 4096. One more pushes out the one that has waited longest, if it has
-	// waited JostleAfter, which then is Failed; else the new one is Failed. So silent servers of one domain cannot shut the others out.
+	// waited JostleAfter, which then is Failed; else the new one is Failed. So those that nobody answers make room for those that somebody may.
 	MaxInflight int
 	// MaxPerClient is how many lookups may wait for one client, an IPv4 address or an IPv6 /64; default 256. More are Failed without a question.
 	MaxPerClient int
+	// MaxPerZone is how many questions may be open for names with the same last two labels; default a quarter of MaxInflight, 64 at least. More are
+	// Failed without a question: one domain with silent name servers, asked for by many clients, leaves the others room.
+	MaxPerZone int
 	// Sockets is how many UDP sockets each server gets; default 16, at most MaxSockets. They are opened when there is something to ask.
 	Sockets int
 
@@ -109,6 +112,12 @@ func (o *Options) complete() ([]netip.AddrPort, error) {
 		if *d.v < 1 || *d.v > d.max {
 			return nil, fmt.Errorf("resolver: %d %s: from 1 to %d may be", *d.v, d.name, d.max)
 		}
+	}
+	if o.MaxPerZone == 0 {
+		o.MaxPerZone = max(o.MaxInflight/4, 64)
+	}
+	if o.MaxPerZone < 0 {
+		return nil, errors.New("resolver: a negative number of questions per zone")
 	}
 	if o.CacheBytes == 0 {
 		o.CacheBytes = DefaultCacheBytes

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,7 +56,8 @@ type Resolver struct {
 	newest   *call
 	heap     callHeap
 	waiting  int
-	clients  map[netip.Addr]int
+	clients  map[netip.Addr]int // lookups that wait, by client
+	zones    map[string]int     // questions open, by zone
 	servers  []*server
 	hedges   float64 // how many may be sent
 	random   entropy // used by the driver alone, but for the choice of sockets; under mu
@@ -147,6 +149,7 @@ func New(o Options) (*Resolver, error) {
 		done:        make(chan struct{}),
 		calls:       make(map[spf.Query]*call),
 		clients:     make(map[netip.Addr]int),
+		zones:       make(map[string]int),
 		hedges:      maxHedges,
 		maxWaits:    o.MaxInflight * MaxWaitingPerQuestion,
 		dripTimeout: TCPMessageTimeout,
@@ -224,6 +227,12 @@ func clientKey(a netip.Addr) netip.Addr {
 	return a
 }
 
+// zone is the last two labels of a name. Some registries' customers share one, which is a wide one then.
+func zone(name string) string {
+	i := strings.LastIndexByte(name, '.')
+	return name[strings.LastIndexByte(name[:max(i, 0)], '.')+1:]
+}
+
 // miss joins or starts a question.
 func (r *Resolver) miss(q spf.Query, client netip.Addr, done func(spf.Answer), now int64) (spf.Answer, bool) {
 	var space [maxQuestionBytes]byte
@@ -275,6 +284,9 @@ func (r *Resolver) join(q spf.Query, question []byte, w waiter, now int64, fx *e
 	if c != nil {
 		r.st.Coalesced++
 	} else {
+		if r.zones[zone(q.Name)] >= r.o.MaxPerZone {
+			return refuse(&r.st.OverZone)
+		}
 		if len(r.calls) >= r.o.MaxInflight {
 			if w.done == nil || now-r.oldest.start < int64(JostleAfter) {
 				return refuse(&r.st.OverInflight)
@@ -338,6 +350,7 @@ func (r *Resolver) open(q spf.Query, question []byte, stale *entry, now int64) *
 	}
 	r.newest = c
 	r.calls[c.q] = c
+	r.zones[zone(c.q.Name)]++
 	heap.Push(&r.heap, c)
 	r.poke()
 	return c
@@ -382,6 +395,11 @@ func (r *Resolver) end(c *call, a spf.Answer, fx *effects) {
 		r.drop(c.tries[len(c.tries)-1], fx)
 	}
 	delete(r.calls, c.q)
+	if z := zone(c.q.Name); r.zones[z] > 1 {
+		r.zones[z]--
+	} else {
+		delete(r.zones, z)
+	}
 	heap.Remove(&r.heap, c.index)
 	if c.older != nil {
 		c.older.newer = c.newer

@@ -20,6 +20,7 @@ type Stats struct {
 	// Failed without a question, or pushed out.
 	OverInflight uint64 // MaxInflight
 	OverClient   uint64 // MaxPerClient
+	OverZone     uint64 // MaxPerZone
 	OverWaiting  uint64 // MaxWaiting
 	Jostled      uint64 // questions that were pushed out by new ones
 

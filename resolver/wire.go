@@ -347,7 +347,7 @@ func fill(a *spf.Answer, msg []byte, found []record, t spf.QueryType) verdict {
 			if err != nil || end != rr.next {
 				return malformed
 			}
-			if strings.Contains(host, `\\`) {
+			if strings.Contains(host, `\`) {
 				continue // a dot or a control character in a label: no host name, and it could not be asked for
 			}
 			if host != "." { // RFC 7505: no mail is taken here
