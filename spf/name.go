@@ -2,6 +2,7 @@ package spf
 
 import (
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 )
@@ -57,7 +58,7 @@ func checkedName(s string, international bool) string {
 		if s[i] < 0x80 {
 			continue
 		}
-		if !international {
+		if !international || !utf8.ValidString(s) {
 			return ""
 		}
 		var err error
