@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fastedge/fastedge/envelope"
 	"github.com/fastedge/fastedge/smtpcodec"
 	"github.com/fastedge/fastedge/spf"
 )
@@ -29,8 +30,8 @@ type DNSBLOptions struct {
 	Threshold int
 	// Observe counts and logs only.
 	Observe bool
-	// Reply refuses; {reason} is what the first list that has the client says about it, or its name. Default
-	// "554 5.7.1 Service unavailable; client blocked by {zone}: {reason}".
+	// Code and Message refuse. {zone} is the first list that has the client, and {reason} what it says about it, or "listed". Default
+	// 554 and "5.7.1 Service unavailable; client blocked by {zone}: {reason}".
 	Code    uint16
 	Message string
 	// Skip are networks that are not looked up; loopback and clients that may relay never are.
@@ -41,15 +42,17 @@ type DNSBLOptions struct {
 	// Told is told of each answer that lists a client, and of each that did not come, by zone: "listed", "failed". Nil means nobody.
 	Told func(zone, what string)
 	// Refused is told of each client over the threshold, also when it is only observed. Nil means nobody.
-	Refused func(session string, client netip.Addr, zones []string, score int)
+	Refused func(session envelope.ID, client netip.Addr, zones []string, score int)
 }
 
 // DNSBL asks lists about clients when they connect, all at once. It is a Validator for all listeners.
 type DNSBL struct {
 	o     DNSBLOptions
-	parts []string // of the message, cut at its marks
 	reply smtpcodec.Reply
+	tells bool // the reply says why
 }
+
+const zoneMark = "{zone}"
 
 var (
 	listedAnswers = netip.MustParsePrefix("127.0.0.0/8")
@@ -67,11 +70,11 @@ func NewDNSBL(o DNSBLOptions) (*DNSBL, error) {
 	if o.Code == 0 {
 		o.Code = 554
 	}
-	if o.Message == "" {
-		o.Message = "5.7.1 Service unavailable; client blocked by {zone}: " + reasonMark
-	}
 	if o.Code < 400 || o.Code > 599 {
 		return nil, fmt.Errorf("policy: %d is no reply code that refuses", o.Code)
+	}
+	if o.Message == "" {
+		o.Message = string(byte('0'+o.Code/100)) + ".7.1 Service unavailable; client blocked by " + zoneMark + ": " + reasonMark
 	}
 	for i := range o.Zones {
 		z := &o.Zones[i]
@@ -83,15 +86,14 @@ func NewDNSBL(o DNSBLOptions) (*DNSBL, error) {
 			z.Weight = 1
 		}
 	}
-	rest := strings.ReplaceAll(strings.ReplaceAll(o.Message, reasonMark, ""), "{zone}", "")
-	if strings.ContainsAny(rest, "{}") {
-		return nil, fmt.Errorf("policy: %q: {zone} and {reason} are the only things that can be filled in", o.Message)
+	if err := checkTemplate(o.Message, zoneMark, reasonMark); err != nil {
+		return nil, fmt.Errorf("policy: DNS lists: %w", err)
 	}
-	parsed, n, err := smtpcodec.ParseReply(fmt.Appendf(nil, "%d %s\r\n", o.Code, o.Message))
-	if err != nil || n == 0 || strings.ContainsAny(o.Message, "\r\n") {
-		return nil, fmt.Errorf("policy: %q is no reply text", o.Message)
+	reply, err := parseTemplate(o.Code, o.Message)
+	if err != nil {
+		return nil, fmt.Errorf("policy: DNS lists: %w", err)
 	}
-	return &DNSBL{o: o, reply: parsed}, nil
+	return &DNSBL{o: o, reply: reply, tells: !o.Observe && strings.Contains(reply.Text, reasonMark)}, nil
 }
 
 // Stages is AtConnect.
@@ -104,11 +106,11 @@ func (d *DNSBL) Stages() Stages {
 
 // Validate asks all lists.
 func (d *DNSBL) Validate(e *Event) error {
-	addr := e.Client.Addr.Addr().Unmap()
-	if !addr.IsValid() || addr.IsLoopback() || addr.IsPrivate() || e.Client.MayRelay || d.o.Skip.Contains(addr) {
+	addr := plainAddr(e.Client.Addr.Addr())
+	if !addr.IsValid() || addr.IsLoopback() || addr.IsPrivate() || addr.IsLinkLocalUnicast() || e.Client.MayRelay || d.o.Skip.Contains(addr) {
 		return nil
 	}
-	c := &dnsblCheck{d: d, client: addr, session: e.Client.ID.String(), left: len(d.o.Zones), answers: make([]listing, len(d.o.Zones))}
+	c := &dnsblCheck{d: d, client: addr, session: e.Client.ID, left: len(d.o.Zones), answers: make([]listing, len(d.o.Zones))}
 	name := reversed(addr)
 	for i := range d.o.Zones {
 		if a, now := d.o.Resolver.Lookup(spf.Query{Name: name + d.o.Zones[i].Zone, Type: spf.TypeA}, addr, func(a spf.Answer) { c.listed(i, a) }); now {
@@ -123,6 +125,7 @@ func (d *DNSBL) Validate(e *Event) error {
 	}
 	c.pending = e.Pend()
 	c.timer = time.AfterFunc(d.o.Timeout, c.expire)
+	c.pending.OnCancel(c.giveUp)
 	return nil
 }
 
@@ -130,7 +133,7 @@ func (d *DNSBL) Validate(e *Event) error {
 type dnsblCheck struct {
 	d       *DNSBL
 	client  netip.Addr
-	session string
+	session envelope.ID
 
 	mu      sync.Mutex
 	left    int // answers that have not come
@@ -159,17 +162,20 @@ func (c *dnsblCheck) listed(i int, a spf.Answer) {
 			c.d.o.Told(z.Zone, "listed")
 		}
 	}
-	if !hit {
-		c.done(i, listing{})
+	if !hit || !c.d.tells || z.Weight < 0 {
+		c.done(i, listing{listed: hit})
+		return
+	}
+	c.mu.Lock()
+	over := c.over
+	c.answers[i].listed = !over // counts, should the reason be late
+	c.mu.Unlock()
+	if over {
 		return
 	}
 	q := spf.Query{Name: reversed(c.client) + z.Zone, Type: spf.TypeTXT}
 	if a, now := c.d.o.Resolver.Lookup(q, c.client, func(a spf.Answer) { c.done(i, listing{true, reasonOf(a)}) }); now {
 		c.done(i, listing{true, reasonOf(a)})
-	} else {
-		c.mu.Lock()
-		c.answers[i] = listing{listed: true} // counts, should the reason be late
-		c.mu.Unlock()
 	}
 }
 
@@ -215,6 +221,14 @@ func (c *dnsblCheck) done(i int, l listing) {
 		c.timer.Stop()
 		c.tell()
 	}
+}
+
+// giveUp is for a client that is gone.
+func (c *dnsblCheck) giveUp() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.over = true
+	c.timer.Stop()
 }
 
 func (c *dnsblCheck) expire() {
@@ -263,7 +277,7 @@ func (c *dnsblCheck) verdict() (r smtpcodec.Reply) {
 	}
 	r = c.d.reply
 	// {zone} first: what a list says is never looked at for marks.
-	parts := strings.Split(strings.ReplaceAll(r.Text, "{zone}", zones[0]), reasonMark)
+	parts := strings.Split(strings.ReplaceAll(r.Text, zoneMark, zones[0]), reasonMark)
 	r.Text = strings.Join(parts, reason)
 	return r
 }

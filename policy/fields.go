@@ -1,101 +1,157 @@
 package policy
 
 import (
+	"net/netip"
 	"strings"
 
 	"github.com/fastedge/fastedge/spf"
 )
 
-// The header fields that tell of a check. Every value that a stranger chose is quoted, and no byte of it can end a value, a comment or a
-// line: what is not printable ASCII becomes '?'.
+// The header fields that tell of checks. Every value that a stranger chose is quoted where need be, and no byte of it can end a value, a comment
+// or a line: what is not printable ASCII becomes '?'. Each value stands on a line of its own, which is far below the 998 bytes of RFC 5322 §2.1.1.
+
+// maxValueBytes is the longest value or comment, as written.
+const maxValueBytes = 400
 
 // appendReceivedSPF appends Received-SPF (RFC 7208 §9.1), CRLF included.
 func appendReceivedSPF(dst []byte, e *Event, r *spf.Result, identity spf.Identity, hostname string) []byte {
 	dst = append(dst, "Received-SPF: "...)
-	dst = append(dst, r.Code.String()...)
-	why := r.Reason
-	if why == "" {
-		why = r.Problem
-	}
-	dst = append(dst, " ("...)
-	dst = append(append(dst, hostname...), ": "...)
-	dst = appendComment(dst, why)
-	dst = append(dst, ")\r\n\tclient-ip="...)
-	dst = e.Client.Addr.Addr().AppendTo(dst)
-	dst = appendPair(dst, "; envelope-from", reversePath(e))
-	dst = appendPair(dst, ";\r\n\thelo", string(e.Client.Helo))
-	dst = append(dst, "; identity="...)
-	dst = append(dst, identity.String()...)
-	dst = appendPair(dst, "; receiver", hostname)
+	dst = append(append(dst, r.Code.String()...), "\r\n\t"...)
+	dst = appendComment(dst, hostname, ": ", whyOf(r))
+	dst = clientIP(e).AppendTo(append(dst, "\r\n\tclient-ip="...))
+	dst = appendPair(dst, ";\r\n\tenvelope-from=", reversePath(e))
+	dst = appendPair(dst, ";\r\n\thelo=", e.Client.Helo)
+	dst = append(append(dst, ";\r\n\tidentity="...), identity.String()...)
+	dst = appendPair(dst, "; receiver=", hostname)
 	if r.Mechanism != "" {
-		dst = appendPair(dst, ";\r\n\tmechanism", r.Mechanism)
+		dst = appendPair(dst, ";\r\n\tmechanism=", r.Mechanism)
+	}
+	if r.Problem != "" && r.Code >= spf.TempError {
+		dst = appendPair(dst, ";\r\n\tproblem=", r.Problem)
 	}
 	return append(dst, "\r\n"...)
 }
 
-// appendSPFResults appends Authentication-Results (RFC 8601) with the method spf, CRLF included.
-func appendSPFResults(dst []byte, e *Event, r *spf.Result, identity spf.Identity, hostname string) []byte {
-	dst = append(dst, "Authentication-Results: "...)
-	dst = append(append(dst, hostname...), ";\r\n\tspf="...)
-	dst = append(dst, r.Code.String()...)
-	if path := reversePath(e); identity == spf.MailFrom && path != "" {
-		dst = appendPair(dst, " smtp.mailfrom", path)
-	} else {
-		dst = appendPair(dst, " smtp.helo", string(e.Client.Helo))
+// The methods of Authentication-Results (RFC 8601 §2.7), each with the semicolon before it.
+
+// appendSPFResult appends the method spf. The property is what was checked: HELO's name for the null reverse-path.
+func appendSPFResult(dst []byte, e *Event, r *spf.Result, identity spf.Identity) []byte {
+	dst = append(append(dst, ";\r\n\tspf="...), r.Code.String()...)
+	if path := reversePath(e); identity == spf.MailFrom && len(path) > 0 {
+		return appendAddress(append(dst, " smtp.mailfrom="...), path)
 	}
-	return append(dst, "\r\n"...)
+	return appendPair(dst, " smtp.helo=", e.Client.Helo)
 }
 
-func reversePath(e *Event) string {
+// appendIPRev appends the method iprev, with the name found, if any.
+func appendIPRev(dst []byte, addr netip.Addr, host string, result iprev) []byte {
+	dst = append(append(dst, ";\r\n\tiprev="...), result.String()...)
+	if dst = append(dst, " policy.iprev="...); addr.Is4() {
+		dst = addr.AppendTo(dst)
+	} else { // its colons need quotes
+		dst = append(addr.AppendTo(append(dst, '"')), '"')
+	}
+	if host != "" {
+		dst = appendComment(append(dst, ' '), host)
+	}
+	return dst
+}
+
+// appendAuthResult appends the method auth: who has logged in, and how.
+func appendAuthResult(dst []byte, c *Client) []byte {
+	dst = append(dst, ";\r\n\tauth=pass "...)
+	if c.Mechanism != "" {
+		dst = append(appendComment(dst, c.Mechanism), ' ')
+	}
+	return appendAddress(append(dst, "smtp.auth="...), c.User)
+}
+
+// clientIP is the client's address as fields have it: RFC 7208 §9.1 has no mapped ones, nor zones.
+func clientIP(e *Event) netip.Addr { return plainAddr(e.Client.Addr.Addr()) }
+
+func reversePath(e *Event) []byte {
 	if e.Envelope == nil {
-		return ""
+		return nil
 	}
-	return string(e.Envelope.ReversePath)
+	return e.Envelope.ReversePath
 }
 
-// maxFieldValue keeps a line well below the 998 bytes of RFC 5322 §2.1.1.
-const maxFieldValue = 400
+// text is what a value may come as.
+type text interface{ string | []byte }
 
-// appendPair appends name=value, quoted where need be.
-func appendPair(dst []byte, name, value string) []byte {
-	dst = append(append(dst, name...), '=')
-	value = value[:min(len(value), maxFieldValue)]
-	if isToken(value) {
+// appendPair appends what stands before a value, and the value: quoted unless it is both a token (RFC 2045 §5.1) and a dot-atom (RFC 5322 §3.2.3).
+func appendPair[T text](dst []byte, before string, value T) []byte {
+	dst = append(dst, before...)
+	if isPlain(value) {
 		return append(dst, value...)
 	}
-	dst = append(dst, '"')
-	for _, b := range []byte(value) {
-		switch {
-		case b < ' ' || b > '~':
-			b = '?'
-		case b == '"' || b == '\\':
-			dst = append(dst, '\\')
-		}
-		dst = append(dst, b)
-	}
-	return append(dst, '"')
+	return appendQuoted(dst, value)
 }
 
-// isToken says that a value is a dot-atom (RFC 5322 §3.2.3), which needs no quotes.
-func isToken(value string) bool {
-	for _, b := range []byte(value) {
-		switch {
-		case b >= 'a' && b <= 'z', b >= 'A' && b <= 'Z', b >= '0' && b <= '9', strings.IndexByte("!#$%&'*+-/^_`{|}~.", b) >= 0:
+// appendAddress appends a mailbox or user name: unquoted too when it is local-part@domain in its plain form (pvalue of RFC 8601 §2.2).
+func appendAddress[T text](dst []byte, value T) []byte {
+	for i := range len(value) {
+		if value[i] == '@' && isPlain(value[:i]) && isPlain(value[i+1:]) && len(value) <= maxValueBytes {
+			return append(dst, value...)
+		}
+	}
+	return appendPair(dst, "", value)
+}
+
+// isPlain says that a value needs no quotes.
+func isPlain[T text](value T) bool {
+	if len(value) == 0 || len(value) > maxValueBytes {
+		return false
+	}
+	dot := true // before, or at the start
+	for i := range len(value) {
+		switch b := value[i]; {
+		case b == '.':
+			if dot {
+				return false
+			}
+			dot = true
+			continue
+		case b >= 'a' && b <= 'z', b >= 'A' && b <= 'Z', b >= '0' && b <= '9', strings.IndexByte("!#$%&'*+-^_`{|}~", b) >= 0:
 		default:
 			return false
 		}
+		dot = false
 	}
-	return value != ""
+	return !dot
 }
 
-// appendComment appends what stands between parentheses.
-func appendComment(dst []byte, text string) []byte {
-	for _, b := range []byte(text[:min(len(text), maxFieldValue)]) {
+// appendQuoted appends a quoted string (RFC 5322 §3.2.4).
+func appendQuoted[T text](dst []byte, value T) []byte {
+	dst = appendEscaped(append(dst, '"'), value, '"', '"')
+	return append(dst, '"')
+}
+
+// appendComment appends texts as one comment (RFC 5322 §3.2.2).
+func appendComment(dst []byte, texts ...string) []byte {
+	dst = append(dst, '(')
+	for _, text := range texts {
+		dst = appendEscaped(dst, text, '(', ')')
+	}
+	return append(dst, ')')
+}
+
+// appendEscaped appends text up to maxValueBytes, with a backslash before either mark and before backslashes.
+func appendEscaped[T text](dst []byte, text T, open, end byte) []byte {
+	full := len(dst) + maxValueBytes
+	for i := range len(text) {
+		b := text[i]
 		switch {
 		case b < ' ' || b > '~':
 			b = '?'
-		case b == '(' || b == ')' || b == '\\':
+		case b == open || b == end || b == '\\':
+			if len(dst)+2 > full {
+				return dst
+			}
 			dst = append(dst, '\\')
+		}
+		if len(dst) >= full {
+			return dst
 		}
 		dst = append(dst, b)
 	}

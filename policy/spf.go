@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fastedge/fastedge/envelope"
 	"github.com/fastedge/fastedge/smtpcodec"
 	"github.com/fastedge/fastedge/spf"
 )
@@ -29,7 +30,7 @@ type SPFRule struct {
 // SPFOptions of an SPF. Zero values mean the defaults named.
 type SPFOptions struct {
 	Resolver Resolver
-	// Enforce applies the rules. Otherwise results are counted, logged and written into the message only.
+	// Enforce applies the rules. Otherwise results are counted, logged and written into the message only, and no command waits for them.
 	Enforce bool
 	// HeloFirst checks the HELO identity too (RFC 7208 §2.3); its fail is the result, whatever the reverse-path says.
 	HeloFirst bool
@@ -43,18 +44,18 @@ type SPFOptions struct {
 	Timeout time.Duration
 	// MaxVoid is spf.Params.MaxVoid.
 	MaxVoid int
-	// Hostname is ours: %{r}, and the authserv-id of fields.
+	// Hostname is ours, %{r}.
 	Hostname string
-	// Told is told of each result of a transaction and what became of it: "none", "accepted", "refused", or "observed" for what would
-	// have been refused. It must not block. Nil means nobody.
+	// Told is told of each result of a transaction, once, and what became of it: "none", "accepted", "refused", or "observed" for what would
+	// have been refused. It runs on any goroutine and must not block. Nil means nobody.
 	Told func(result spf.Code, action string)
-	// Checked gets each finished check; for the log. It runs on any goroutine and must not block. Nil means nobody.
+	// Checked gets each finished check; for the log. It runs on any goroutine and must not block or ask the SPF anything. Nil means nobody.
 	Checked func(c SPFChecked)
 }
 
 // SPFChecked is one finished check.
 type SPFChecked struct {
-	Session  string
+	Session  envelope.ID
 	Client   netip.Addr
 	Identity spf.Identity
 	Sender   string
@@ -62,7 +63,8 @@ type SPFChecked struct {
 	Elapsed  time.Duration
 }
 
-// SPF checks senders (RFC 7208), once for each transaction and always the present one. It is a Validator for all listeners.
+// SPF checks senders (RFC 7208), once for each transaction and always the present one. It is a Validator for all listeners. By itself it writes
+// nothing into messages: see Results.
 //
 // The check is a state machine that asks for one DNS answer after the other (package spf). It runs on the event loop as long as the cache
 // has the answers, and goes on wherever later ones come in; whoever needs the result then waits with Pend.
@@ -81,11 +83,12 @@ type compiledSPF struct {
 
 const reasonMark = "{reason}"
 
-// rfc7372 are the replies for a rule that has only a code; RFC 7372 §3.2.
+// rfc7372 are the replies for a rule that has only a code; RFC 7372 §3.2. The class is that of the code. The other results have no status code of
+// their own.
 var rfc7372 = map[spf.Code]string{
-	spf.Fail:      "5.7.23 SPF validation failed: " + reasonMark,
-	spf.TempError: "4.7.24 SPF validation error: " + reasonMark,
-	spf.PermError: "5.7.24 SPF validation error: " + reasonMark,
+	spf.Fail:      ".7.23 SPF validation failed: " + reasonMark,
+	spf.TempError: ".7.24 SPF validation error: " + reasonMark,
+	spf.PermError: ".7.24 SPF validation error: " + reasonMark,
 }
 
 // NewSPF checks the rules.
@@ -99,12 +102,18 @@ func NewSPF(o SPFOptions) (*SPF, error) {
 	if o.At != AtMail && o.At != AtRcpt && o.At != AtData {
 		return nil, fmt.Errorf("policy: SPF can't be enforced at %v", o.At)
 	}
-	s := &SPF{o: o, on: On(AtMail, o.At, AtMessage, AtClose)}
+	s := &SPF{o: o, on: On(AtMail, AtClose)}
+	if o.Enforce {
+		s.on |= On(o.At)
+	}
 	if o.HeloFirst {
 		s.on |= On(AtHelo)
 	}
 	s.runs.New = func() any { return newSPFRun(s) }
 	for code, rule := range o.Rules {
+		if int(code) >= len(s.rules) {
+			return nil, fmt.Errorf("policy: SPF has no result %d", code)
+		}
 		c, err := compileSPF(code, rule)
 		if err != nil {
 			return nil, fmt.Errorf("policy: SPF rule for %v: %w", code, err)
@@ -115,126 +124,167 @@ func NewSPF(o SPFOptions) (*SPF, error) {
 }
 
 func compileSPF(code spf.Code, rule SPFRule) (*compiledSPF, error) {
-	text := rule.Message
-	if text == "" {
-		if text = rfc7372[code]; text == "" {
-			text = fmt.Sprintf("%d.7.0 SPF %v: %s", rule.Code/100, code, reasonMark)
-		}
-	}
-	if rule.Code < 200 || rule.Code > 599 || rule.Code/100 == 3 {
+	if rule.Code < 200 || rule.Code > 599 || rule.Code/100 == 3 || rule.Code == 221 {
 		return nil, fmt.Errorf("%d is no reply code for it", rule.Code)
 	}
-	for _, b := range []byte(text) {
-		if b < ' ' || b > '~' {
-			return nil, fmt.Errorf("%q has other characters than printable ASCII", text)
+	text := rule.Message
+	if text == "" {
+		after := rfc7372[code]
+		if after == "" {
+			after = ".7.0 SPF " + code.String() + ": " + reasonMark
 		}
+		text = string(byte('0'+rule.Code/100)) + after
 	}
-	if rest := strings.ReplaceAll(text, reasonMark, ""); strings.ContainsAny(rest, "{}") {
-		return nil, fmt.Errorf("%q: %s is the only thing that can be filled in", text, reasonMark)
+	if err := checkTemplate(text, reasonMark); err != nil {
+		return nil, err
 	}
-	parsed, _, err := smtpcodec.ParseReply(fmt.Appendf(nil, "%d %s\r\n", rule.Code, text))
+	r, err := parseTemplate(rule.Code, text)
 	if err != nil {
 		return nil, err
 	}
-	c := &compiledSPF{reply: parsed, parts: strings.Split(parsed.Text, reasonMark)}
-	if c.reply.Enhanced == (smtpcodec.EnhancedCode{}) {
-		c.reply.Enhanced = smtpcodec.EnhancedCode{Class: rule.Code / 100, Subject: 7}
+	return &compiledSPF{reply: r, parts: strings.Split(r.Text, reasonMark)}, nil
+}
+
+// checkTemplate takes the text of a reply in which some marks, like {reason}, will be filled in. Nothing else may stand in braces.
+func checkTemplate(text string, marks ...string) error {
+	rest := text
+	for _, mark := range marks {
+		rest = strings.ReplaceAll(rest, mark, "")
 	}
-	return c, nil
+	if strings.ContainsAny(rest, "{}") {
+		return fmt.Errorf("%q: only %s can be filled in", text, strings.Join(marks, " and "))
+	}
+	for _, b := range []byte(text) {
+		if b < ' ' || b > '~' {
+			return fmt.Errorf("%q has other characters than printable ASCII", text)
+		}
+	}
+	return nil
+}
+
+// parseTemplate takes the enhanced status code off a text, or makes one: X.7.0, other security status (RFC 3463 §3.8).
+func parseTemplate(code uint16, text string) (smtpcodec.Reply, error) {
+	r, n, err := smtpcodec.ParseReply(fmt.Appendf(nil, "%d %s\r\n", code, text))
+	if err != nil || n == 0 {
+		return r, fmt.Errorf("%q is no reply text", text)
+	}
+	if r.Enhanced == (smtpcodec.EnhancedCode{}) {
+		if word, _, _ := strings.Cut(text, " "); strings.Count(word, ".") == 2 && strings.Trim(word, "0123456789.") == "" {
+			return r, fmt.Errorf("%q is no enhanced status code of class %d", word, code/100)
+		}
+		r.Enhanced = smtpcodec.EnhancedCode{Class: code / 100, Subject: 7}
+	}
+	return r, nil
 }
 
 // replyFor fills in why, by plain substitution: what a stranger wrote is never a template.
-func (c *compiledSPF) replyFor(why string) smtpcodec.Reply {
-	r := c.reply
-	r.Text = strings.TrimRight(strings.Join(c.parts, why), " ")
+func (c *compiledSPF) replyFor(result *spf.Result) smtpcodec.Reply {
+	r, why := c.reply, whyOf(result)
+	r.Text = c.parts[0]
+	for _, part := range c.parts[1:] {
+		r.Text += why + part
+	}
 	return r
 }
 
-// Stages is where the check begins, where it is enforced, and where its fields are written.
+// whyOf says why a result is what it is; it is never empty.
+func whyOf(result *spf.Result) string {
+	switch {
+	case result.Reason != "":
+		return result.Reason
+	case result.Problem != "":
+		return result.Problem
+	}
+	return "no SPF record"
+}
+
+// Stages is where the check begins and where it is enforced.
 func (s *SPF) Stages() Stages { return s.on }
 
 // Remembers is Rememberer's.
 func (s *SPF) Remembers() bool { return true }
 
-// Validate begins the check, applies its result, or writes it down.
+// Validate begins the check, or applies its result.
 func (s *SPF) Validate(e *Event) error {
 	run, _ := (*e.Slot).(*spfRun)
+	if next := s.step(run, e); next != run {
+		*e.Slot = next
+	}
+	return nil
+}
+
+// step is Validate. It gives the run that belongs to the session from now on; nil is none.
+func (s *SPF) step(run *spfRun, e *Event) *spfRun {
 	switch e.Stage {
 	case AtHelo:
+		if !s.o.HeloFirst {
+			return run
+		}
 		s.recycle(run)
-		*e.Slot = nil
 		if s.skips(&e.Client) {
 			return nil
 		}
 		run = s.run(&e.Client)
-		*e.Slot = run
 		run.begin(spf.Params{Identity: spf.Helo, Helo: string(e.Client.Helo)})
-		return nil
+		return run
 	case AtClose:
 		s.recycle(run)
-		*e.Slot = nil
 		return nil
 	case AtMail:
 		if s.skips(&e.Client) {
 			s.recycle(run)
-			*e.Slot = nil
 			return nil
 		}
 		run = s.mailRun(run, e)
-		*e.Slot = run
 	}
-	if run == nil {
-		return nil
+	if run == nil || !s.o.Enforce || e.Stage != s.o.At {
+		return run
 	}
-	if e.Stage != s.o.At && e.Stage != AtMessage {
-		return nil
-	}
-	if result, identity, done := run.outcome(); done {
-		e.Reply, e.Fields = s.apply(e, result, identity)
-		return nil
+	if o, done := run.outcome(); done {
+		e.Reply = s.enforce(&o)
+		return run
 	}
 	p := e.Pend()
-	run.await(func() {
-		result, identity, _ := run.outcome()
-		p.Done(s.apply(&p.Event, result, identity))
-	})
-	return nil
+	run.await(func(o spfOutcome) { p.Done(s.enforce(&o), nil) })
+	return run
 }
 
 // skips says that a client is not checked.
 func (s *SPF) skips(c *Client) bool {
-	addr := c.Addr.Addr()
+	addr := plainAddr(c.Addr.Addr())
 	return !addr.IsValid() || addr.IsLoopback() || c.MayRelay || c.User != "" || s.o.Skip.Contains(addr)
 }
 
-// apply gives the reply and the fields for a result, at the stage of e.
-func (s *SPF) apply(e *Event, result spf.Result, identity spf.Identity) (reply smtpcodec.Reply, fields []byte) {
-	if e.Stage == AtMessage {
-		fields = appendReceivedSPF(nil, e, &result, identity, s.o.Hostname)
-		return reply, appendSPFResults(fields, e, &result, identity, s.o.Hostname)
-	}
-	rule, action := s.rules[result.Code], "none"
+// enforce gives the reply for an outcome.
+func (s *SPF) enforce(o *spfOutcome) (reply smtpcodec.Reply) {
+	rule, action := s.rules[o.result.Code], "none"
 	if rule != nil {
-		r := rule.replyFor(result.Reason)
-		switch refused := r.Code/100 != 2; {
-		case refused && !s.o.Enforce:
-			action = "observed"
-		case refused:
-			reply, action = r, "refused"
-		case s.o.Enforce:
-			reply, action = r, "accepted"
+		if reply, action = rule.replyFor(&o.result), "accepted"; reply.Code/100 != 2 {
+			action = "refused"
 		}
 	}
-	if s.o.Told != nil {
-		s.o.Told(result.Code, action)
+	if s.o.Told != nil && o.first {
+		s.o.Told(o.result.Code, action)
 	}
-	return reply, nil
+	return reply
+}
+
+// observe is told of a result that no rule is applied to.
+func (s *SPF) observe(result *spf.Result) {
+	if s.o.Told == nil {
+		return
+	}
+	if rule := s.rules[result.Code]; rule != nil && rule.reply.Code/100 != 2 {
+		s.o.Told(result.Code, "observed")
+	} else {
+		s.o.Told(result.Code, "none")
+	}
 }
 
 // run gives an idle run for a client.
 func (s *SPF) run(c *Client) *spfRun {
 	r := s.runs.Get().(*spfRun)
-	r.client, r.session = c.Addr.Addr(), c.ID.String()
+	r.client, r.session = plainAddr(c.Addr.Addr()), c.ID
 	return r
 }
 
@@ -245,7 +295,7 @@ func (s *SPF) mailRun(run *spfRun, e *Event) *spfRun {
 		old := run
 		run = s.run(&e.Client)
 		if old != nil {
-			old.giveHelo(run)
+			run.helo, run.hasHelo = old.heloResult()
 		}
 	}
 	run.begin(spf.Params{Identity: spf.MailFrom, Helo: string(e.Client.Helo), Sender: string(e.Path.Mailbox)})
@@ -264,7 +314,7 @@ func (s *SPF) recycle(run *spfRun) {
 type spfRun struct {
 	s       *SPF
 	client  netip.Addr
-	session string
+	session envelope.ID
 	answer  func(spf.Answer) // answered, made once
 
 	mu      sync.Mutex
@@ -272,13 +322,24 @@ type spfRun struct {
 	params  spf.Params // of check
 	asking  bool       // a lookup is under way
 	running bool       // check has no result yet
-	next    *spf.Params
+	waits   bool       // next is to be checked after HELO
+	told    bool       // SPFOptions.Told knows
+	hasHelo bool
+	hasMail bool
+	next    spf.Params
 	begun   time.Time
 	timer   *time.Timer // calls expire; kept for the next check
 	until   time.Time   // when the checks must be over; zero while nothing is waited for
-	helo    *spf.Result
-	mail    *spf.Result
-	waiters []func()
+	helo    spf.Result
+	mail    spf.Result
+	waiters []func(spfOutcome) // of the present transaction
+}
+
+// spfOutcome is what a transaction's checks have come to.
+type spfOutcome struct {
+	result   spf.Result
+	identity spf.Identity
+	first    bool // nobody has had it before
 }
 
 func newSPFRun(s *SPF) *spfRun {
@@ -291,8 +352,9 @@ func newSPFRun(s *SPF) *spfRun {
 func (r *spfRun) reset() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.client, r.session, r.params, r.next = netip.Addr{}, "", spf.Params{}, nil
-	r.helo, r.mail, r.waiters, r.until = nil, nil, nil, time.Time{}
+	r.client, r.session, r.params, r.next = netip.Addr{}, envelope.ID{}, spf.Params{}, spf.Params{}
+	r.helo, r.mail, r.hasHelo, r.hasMail = spf.Result{}, spf.Result{}, false, false
+	r.waits, r.waiters, r.until = false, nil, time.Time{}
 }
 
 // idle says that no lookup is under way, so that the run may be used for something else.
@@ -302,19 +364,19 @@ func (r *spfRun) idle() bool {
 	return !r.asking && !r.running
 }
 
-// free says that a check may begin on it: none is under way, nor a lookup for one that was given up; or it is HELO's, behind which another one may
-// wait.
+// free says that the check of a reverse-path may begin on it: none is under way, nor a lookup for one that was given up; or it is HELO's, behind
+// which it waits, in place of that of a transaction before.
 func (r *spfRun) free() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return !r.running && !r.asking || r.running && r.params.Identity == spf.Helo && r.next == nil
+	return !r.running && !r.asking || r.running && r.params.Identity == spf.Helo
 }
 
-// giveHelo hands HELO's result on to the run of a later transaction.
-func (r *spfRun) giveHelo(to *spfRun) {
+// heloResult is for the run of a later transaction.
+func (r *spfRun) heloResult() (spf.Result, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	to.helo = r.helo
+	return r.helo, r.hasHelo
 }
 
 // begin starts a check, or puts it behind HELO's.
@@ -322,15 +384,17 @@ func (r *spfRun) begin(p spf.Params) {
 	p.IP, p.Receiver, p.MaxVoid, p.Now = r.client, r.s.o.Hostname, r.s.o.MaxVoid, time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.told, r.waiters = false, nil // whoever waited for a transaction before this one was cancelled
 	if p.Identity == spf.MailFrom {
-		r.mail = nil
+		r.hasMail = false
 		switch {
 		case r.running:
-			r.next = &p
+			r.next, r.waits = p, true
 			r.limit(p.Now) // anew: HELO's time was its own
 			return
-		case r.helo != nil && r.helo.Code == spf.Fail:
-			return // that is the result
+		case r.hasHelo && r.helo.Code == spf.Fail:
+			r.concluded()
+			return
 		}
 	}
 	r.start(p)
@@ -381,15 +445,27 @@ func (r *spfRun) over() {
 			Result: result, Elapsed: time.Since(r.begun)})
 	}
 	if r.params.Identity == spf.MailFrom {
-		r.mail = &result
+		r.mail, r.hasMail = result, true
+		r.concluded()
 		return
 	}
-	r.helo = &result
-	if p := r.next; p != nil {
-		r.next = nil
-		if result.Code != spf.Fail {
-			r.start(*p)
-		}
+	r.helo, r.hasHelo = result, true
+	if !r.waits {
+		return
+	}
+	r.waits = false
+	if result.Code == spf.Fail {
+		r.concluded()
+	} else {
+		r.start(r.next)
+	}
+}
+
+// concluded tells of a transaction's result, where nothing else is done with it. r.mu is held.
+func (r *spfRun) concluded() {
+	if !r.s.o.Enforce {
+		o := r.take()
+		r.s.observe(&o.result)
 	}
 }
 
@@ -420,42 +496,53 @@ func (r *spfRun) expire() {
 
 // wake calls those who wait, if there is an outcome. It unlocks r.mu.
 func (r *spfRun) wake() {
-	var waiters []func()
+	var waiters []func(spfOutcome)
+	var o spfOutcome
 	if !r.running {
-		waiters, r.waiters, r.until = r.waiters, nil, time.Time{}
+		if waiters = r.waiters; len(waiters) > 0 {
+			o = r.take() // now: the run may be in its next transaction when they are called
+		}
+		r.waiters, r.until = nil, time.Time{}
 		if r.timer != nil {
 			r.timer.Stop()
 		}
 	}
 	r.mu.Unlock()
 	for _, f := range waiters {
-		f()
+		f(o)
 	}
 }
 
-// outcome is the result of the transaction, once it is there.
-func (r *spfRun) outcome() (result spf.Result, identity spf.Identity, done bool) {
+// outcome is that of the transaction, once it is there.
+func (r *spfRun) outcome() (o spfOutcome, done bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	switch {
-	case r.running:
-		return result, 0, false
-	case r.helo != nil && r.helo.Code == spf.Fail:
-		return *r.helo, spf.Helo, true
-	case r.mail != nil:
-		return *r.mail, spf.MailFrom, true
+	if r.running {
+		return o, false
 	}
-	return result, 0, true
+	return r.take(), true
 }
 
-// await calls f when the outcome is there, which may be now.
-func (r *spfRun) await(f func()) {
+// take is outcome. r.mu is held, and nothing is running.
+func (r *spfRun) take() (o spfOutcome) {
+	o.first, r.told = !r.told, true
+	if r.hasHelo && r.helo.Code == spf.Fail {
+		o.result, o.identity = r.helo, spf.Helo
+	} else {
+		o.result, o.identity = r.mail, spf.MailFrom
+	}
+	return o
+}
+
+// await calls f with the outcome when it is there, which may be now.
+func (r *spfRun) await(f func(spfOutcome)) {
 	r.mu.Lock()
 	if r.running {
 		r.waiters = append(r.waiters, f)
 		r.mu.Unlock()
 		return
 	}
+	o := r.take()
 	r.mu.Unlock()
-	f()
+	f(o)
 }

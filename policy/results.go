@@ -1,0 +1,112 @@
+package policy
+
+// ResultsOptions of a Results.
+type ResultsOptions struct {
+	// Hostname is ours: the authserv-id (RFC 8601 §2.5). It must be session.Options.AuthservID, so that fields which only claim to be ours go.
+	Hostname string
+	SPF      *SPF // nil: not checked
+	PTR      *PTR // nil: not looked up
+	// Logins tells of clients that have logged in.
+	Logins bool
+}
+
+// Results asks SPF and PTR in their place, as one validator, and writes what they found into the message, together with who has logged in: one
+// Received-SPF (RFC 7208 §9.1) and one Authentication-Results (RFC 8601) for each message, and none for a client that nothing was found out about.
+// The check of SPF is waited for then.
+type Results struct {
+	o  ResultsOptions
+	on Stages
+}
+
+// findings is what Results remembers of a session.
+type findings struct {
+	spf *spfRun
+	ptr *ptrRun
+}
+
+// NewResults takes SPF and PTR over: they are not to be asked by themselves.
+func NewResults(o ResultsOptions) *Results {
+	r := &Results{o: o, on: On(AtMessage)}
+	if o.SPF != nil {
+		r.on |= o.SPF.Stages() | On(AtClose)
+	}
+	if o.PTR != nil {
+		r.on |= o.PTR.Stages() | On(AtClose)
+	}
+	return r
+}
+
+// Stages is where SPF and PTR want to be asked, and AtMessage.
+func (r *Results) Stages() Stages { return r.on }
+
+// Remembers is Rememberer's.
+func (r *Results) Remembers() bool { return true }
+
+// Validate asks SPF and PTR, or writes the fields.
+func (r *Results) Validate(e *Event) error {
+	found, _ := (*e.Slot).(*findings)
+	if found == nil {
+		if e.Stage == AtClose || e.Stage == AtMessage && !r.tellsLogin(e) {
+			return nil
+		}
+		found = &findings{}
+		*e.Slot = found
+	}
+	switch e.Stage {
+	case AtConnect:
+		if r.o.PTR != nil {
+			found.ptr = r.o.PTR.begin(&e.Client)
+		}
+		return nil
+	case AtMessage:
+		r.write(found, e)
+		return nil
+	case AtClose:
+		found.ptr.giveUp()
+	}
+	if r.o.SPF != nil {
+		found.spf = r.o.SPF.step(found.spf, e)
+	}
+	return nil
+}
+
+func (r *Results) tellsLogin(e *Event) bool { return r.o.Logins && e.Client.User != "" }
+
+// write sets the fields and the client's name, or does so when SPF has its result.
+func (r *Results) write(found *findings, e *Event) {
+	host, name := found.ptr.outcome()
+	e.Host = host
+	run := found.spf
+	if run == nil {
+		e.Fields = r.fields(e, nil, host, name)
+		return
+	}
+	if o, done := run.outcome(); done {
+		e.Fields = r.fields(e, &o, host, name)
+		return
+	}
+	p := e.Pend()
+	run.await(func(o spfOutcome) { p.Done(p.Reply, r.fields(&p.Event, &o, host, name)) })
+}
+
+// fields gives the fields; o nil means that SPF was not checked.
+func (r *Results) fields(e *Event, o *spfOutcome, host string, name iprev) []byte {
+	if o == nil && name == iprevUnknown && !r.tellsLogin(e) {
+		return nil
+	}
+	fields := make([]byte, 0, 768) // most messages need less
+	if o != nil {
+		fields = appendReceivedSPF(fields, e, &o.result, o.identity, r.o.Hostname)
+	}
+	fields = appendPair(fields, "Authentication-Results: ", r.o.Hostname)
+	if o != nil {
+		fields = appendSPFResult(fields, e, &o.result, o.identity)
+	}
+	if name != iprevUnknown {
+		fields = appendIPRev(fields, clientIP(e), host, name)
+	}
+	if r.tellsLogin(e) {
+		fields = appendAuthResult(fields, &e.Client)
+	}
+	return append(fields, "\r\n"...)
+}
