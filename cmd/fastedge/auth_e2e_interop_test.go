@@ -278,3 +278,20 @@ func TestSclientLogsInByItsCertificate(t *testing.T) {
 	d.say("auth external =")
 	d.expect(`^504 5\.5\.4`)
 }
+
+func TestSwaksLogsInAsAUserOfDovecots(t *testing.T) {
+	t.Parallel()
+	p := serve(t, t.TempDir(), edgeConfig("tls = \"required\"\nauth_required = true\nauth = [\"PLAIN\", \"LOGIN\", \"CRAM-MD5\"]\n",
+		fmt.Sprintf("[auth]\ndovecot = %q\ncram_md5 = true\n", startDovecot(t))))
+	args := []string{"--server", p.addr[0], "--tls", "--from", "alice@example.org", "--to", "b@example.net", "--auth-user", "alice@example.org"}
+	for _, mechanism := range []string{"PLAIN", "LOGIN", "CRAM-MD5"} {
+		out := runClient(t, nil, "swaks", append(args, "--auth", mechanism, "--auth-password", "secret")...)
+		if !strings.Contains(out, "250 2.6.0 Message queued as ") {
+			t.Errorf("%s:\n%s", mechanism, out)
+		}
+		if out := fails(t, "swaks", append(args, "--auth", mechanism, "--auth-password", "wrong")...); !strings.Contains(out, "535 5.7.8") {
+			t.Errorf("%s with a wrong password:\n%s", mechanism, out)
+		}
+	}
+	p.wait("three messages of alice's", func() bool { return p.lines("accepted", `"user":"alice@example.org"`) == 3 })
+}
