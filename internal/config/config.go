@@ -186,7 +186,7 @@ type DNSBL struct {
 	Mode      string         `toml:"mode"`
 	Threshold int            `toml:"threshold"`
 	Code      int            `toml:"code"`
-	Message   string         `toml:"message"` // with {zone} and {reason}
+	Message   string         `toml:"message"` // with {zone} and {reason}; empty: the usual one
 	Skip      []netip.Prefix `toml:"skip"`
 	Timeout   time.Duration  `toml:"timeout"`
 	List      []DNSBLList    `toml:"list"`
@@ -329,7 +329,6 @@ func defaults(stateDirectory string) Config {
 			Mode:      "observe",
 			Threshold: 1,
 			Code:      554,
-			Message:   "5.7.1 Service unavailable; client blocked by {zone}: {reason}",
 			Timeout:   5 * time.Second,
 		},
 		PTR: PTR{Mode: "on"},

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"flag"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -413,6 +414,60 @@ func TestChangedNamesKeys(t *testing.T) {
 	}
 }
 
+// openListener is for strangers.
+const openListener = "\nhostname = \"mx.a.b\"\ndomains.accept = [\"a.b\"]\n[[listen]]\naddress = \":25\"\n"
+
+// What the file says about results of SPF is laid over the rules that there are without it.
+func TestSPFRulesAreLaidOverTheDefaultOnes(t *testing.T) {
+	for text, want := range map[string]map[string]SPFAction{
+		"":                                   {"fail": {550, ""}},
+		"spf.mode = \"enforce\"":             {"fail": {550, ""}},
+		"spf.on.fail.code = 451":             {"fail": {451, ""}},
+		"spf.on.fail.message = \"5.7.1 No\"": {"fail": {550, "5.7.1 No"}},
+		"spf.on.softfail = { code = 250, message = \"{reason}\" }": {"fail": {550, ""}, "softfail": {250, "{reason}"}},
+	} {
+		c := mustLoad(t, text, nil)
+		if !maps.Equal(c.SPF.On, want) {
+			t.Errorf("%s: %v", text, c.SPF.On)
+		}
+		var shown strings.Builder
+		if err := c.Show(&shown); err != nil {
+			t.Fatal(err)
+		}
+		if again := mustLoad(t, shown.String(), nil); !maps.Equal(again.SPF.On, want) {
+			t.Errorf("%s: shown as\n%s", text, shown.String())
+		}
+	}
+	if fresh := Default(); fresh.SPF.On["fail"].Code != 550 || len(fresh.SPF.On) != 1 {
+		t.Error("a file changed the defaults")
+	}
+}
+
+// Strangers are looked up; whoever can only come from this machine is not.
+func TestDNSIsAskedAboutStrangersOnly(t *testing.T) {
+	for text, want := range map[string]bool{
+		"":                                  false,
+		openListener:                        true,
+		"spf.mode = \"off\"" + openListener: true, // for names
+		"[[listen]]\naddress = \"127.0.0.1:25\"\nproxy_protocol_from = [\"127.0.0.1\"]":                                true,
+		"spf.mode = \"off\"\nptr.mode = \"off\"" + openListener:                                                        false,
+		"spf.mode = \"off\"\nptr.mode = \"off\"\ndnsbl.list = [{ zone = \"a\" }]" + openListener:                       true,
+		"spf.mode = \"off\"\nptr.mode = \"off\"\ndnsbl = { mode = \"off\", list = [{ zone = \"a\" }] }" + openListener: false,
+	} {
+		if got := mustLoad(t, text, nil).AsksDNS(); got != want {
+			t.Errorf("%s: %v", text, got)
+		}
+	}
+}
+
+func TestTooManyNameServers(t *testing.T) {
+	list := strings.Repeat("\"::1\", ", maxServers)
+	mustLoad(t, "dns.servers = ["+list+"]", nil)
+	if got := problemsOf(t, "dns.servers = ["+list+"\"::1\"]", nil); got[0].Key != "dns.servers" {
+		t.Error(got)
+	}
+}
+
 func TestWarnings(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                            "",
@@ -429,8 +484,17 @@ func TestWarnings(t *testing.T) {
 		"smtp = { early_talkers = \"refuse\", greet_delay = \"1s\" }":                                         "",
 		"timeouts.policy = \"5s\"\n[[hook]]\nat = [\"mail\"]\nurl = \"http://a/\"\non_error = \"accept\"":     "hook[0].timeout",
 		"timeouts.policy = \"5001ms\"\n[[hook]]\nat = [\"mail\"]\nurl = \"http://a/\"\non_error = \"accept\"": "",
-		"[[milter]]\naddress = \"a:1\"":                                                                       "",
-		"[[milter]]\naddress = \"a:1\"\non_error = \"accept\"":                                                "milter[0].timeout",
+		"spf.timeout = \"30s\"":                                                                             "", // nobody from another machine can come
+		"spf.timeout = \"30s\"" + openListener:                                                              "spf.timeout",
+		"spf.timeout = \"29999ms\"" + openListener:                                                          "",
+		"spf = { timeout = \"30s\", headers = false }" + openListener:                                       "",
+		"spf = { timeout = \"30s\", headers = false, mode = \"enforce\" }" + openListener:                   "spf.timeout",
+		"dnsbl = { timeout = \"30s\", list = [{ zone = \"a.b\" }] }":                                        "dnsbl.timeout",
+		"dnsbl = { timeout = \"30s\" }":                                                                     "",
+		"dnsbl = { threshold = 3, list = [{ zone = \"a.b\", weight = 2 }, { zone = \"c\", weight = -1 }] }": "dnsbl.threshold",
+		"dnsbl = { threshold = 3, list = [{ zone = \"a.b\", weight = 2 }, { zone = \"c\" }] }":              "",
+		"[[milter]]\naddress = \"a:1\"":                                                                     "",
+		"[[milter]]\naddress = \"a:1\"\non_error = \"accept\"":                                              "milter[0].timeout",
 	} {
 		var got []string
 		for _, w := range mustLoad(t, text, nil).Warnings() {

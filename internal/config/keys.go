@@ -149,7 +149,7 @@ var keys = map[string]rule{
 	"spf.void_lookups": {max: 100, doc: "Lookups that may come back empty; one more is permerror, RFC 7208 §4.6.4."},
 	"spf.headers":      {doc: "Whether the results are written into the message, as Received-SPF and Authentication-Results."},
 	"spf.on": {words: words("none neutral pass fail softfail temperror permerror"),
-		doc: "The reply for a result. A result without a table changes nothing. A code of 250 accepts with these words."},
+		doc: "The reply for a result. A result without a table changes nothing; a code of 250 accepts, and leaves no more than these words."},
 	"spf.on.*.code": {min: 200, max: 599, doc: "Reply code, 2yz, 4yz or 5yz."},
 	"spf.on.*.message": {
 		doc: `Enhanced status code and text, in which {reason} is why: the domain's own explanation, or a phrase. "" is that of RFC 7372.`},
@@ -159,7 +159,7 @@ var keys = map[string]rule{
 	"dnsbl.threshold": {min: 1, max: 1_000_000, doc: "The sum of the weights of lists from which a client is refused."},
 	"dnsbl.code":      {min: 400, max: 599, doc: "Reply code, 4yz or 5yz."},
 	"dnsbl.message": {
-		doc: "Enhanced status code and text. {zone} is the first list that has the client, and {reason} what the list says about it."},
+		doc: `Enhanced status code and text. {zone} is the first list that has the client, and {reason} what it says about it. "" is "Service unavailable; client blocked by {zone}: {reason}".`},
 	"dnsbl.skip": {doc: "Networks that are not looked up."},
 	"dnsbl.timeout": {min: 10 * ms, max: hour,
 		doc: "How long the greeting waits. A list that has not answered by then has not listed. Less than timeouts.policy."},

@@ -126,6 +126,12 @@ func (l *loader) reportAt(path, message string) {
 	l.problems = append(l.problems, l.cfg.problemAt(l.doc, path).about(path, message))
 }
 
+// reportWithin is reportAt for the byte at offset of a text.
+func (l *loader) reportWithin(path string, offset int, message string) {
+	l.bad[path] = true
+	l.problems = append(l.problems, l.cfg.ProblemAt(path, offset, "%s", message))
+}
+
 // problemAt gives a problem with the place where a key was set.
 func (c *Config) problemAt(doc *document, path string) (problem Problem) {
 	origin := c.Origin(path)

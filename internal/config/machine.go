@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 )
 
@@ -16,6 +17,13 @@ const reservedDescriptors = 256
 
 // serviceDescriptors is the most connections that a hook, a milter or a service that checks logins has open.
 const serviceDescriptors = 64
+
+// dnsDescriptors is the most sockets that a DNS server has open, those that are being replaced among them; usualServers is how many a
+// resolv.conf(5) names at most.
+const (
+	dnsDescriptors = 24
+	usualServers   = 3
+)
 
 // Descriptors is how many file descriptors the process may need.
 func (c *Config) Descriptors() uint64 { return c.descriptorsFor(runtime.NumCPU()) }
@@ -30,6 +38,9 @@ func (c *Config) descriptorsFor(loops int) uint64 {
 			services++
 		}
 	}
+	if c.AsksDNS() {
+		reserved += dnsDescriptors * max(len(c.DNS.Servers), usualServers)
+	}
 	return uint64(c.Limits.Connections) + uint64(c.Relay.Connections) + uint64(reserved) + uint64(services*serviceDescriptors)
 }
 
@@ -42,6 +53,9 @@ func (c *Config) CheckMachine() (warnings []Problem, busy []string, err error) {
 		l.reportAt("state_dir", err.Error())
 	}
 	l.files()
+	if warning := l.nameServers("/etc/resolv.conf"); warning != nil {
+		warnings = append(warnings, *warning)
+	}
 	if warning := l.descriptors(raiseDescriptorLimit(c.Descriptors())); warning != nil {
 		warnings = append(warnings, *warning)
 	}
@@ -73,6 +87,24 @@ func (l *loader) files() {
 	readable("tls.client_ca", l.cfg.TLS.ClientCA)
 	readable("auth.users", l.cfg.Auth.Users)
 	readable("domains.recipients", l.cfg.Domains.Recipients)
+}
+
+// nameServers warns of a machine without DNS, if something will be looked up there. That is no error: mail goes on, with temperror as result of SPF.
+func (l *loader) nameServers(path string) *Problem {
+	if c := l.cfg; !c.AsksDNS() || len(c.DNS.Servers) > 0 {
+		return nil
+	}
+	data, err := os.ReadFile(path)
+	why := "it names no server"
+	if err != nil {
+		why = cause(err).Error()
+	}
+	for line := range strings.Lines(string(data)) {
+		if words := strings.Fields(line); len(words) > 1 && words[0] == "nameserver" {
+			return nil
+		}
+	}
+	return &Problem{Key: "dns.servers", Message: fmt.Sprintf("dns.servers: not set, and %s: %s. A server on this machine is asked (127.0.0.1:53)", path, why)}
 }
 
 // checkReadable says why a file can't be read.

@@ -195,3 +195,34 @@ func TestEveryServiceHasItsDescriptors(t *testing.T) {
 		t.Errorf("%d, and %d without", got, without)
 	}
 }
+
+// A machine without DNS is no error: it is told, and only where somebody would be looked up.
+func TestMissingNameServersAreAWarning(t *testing.T) {
+	write := func(text string) string {
+		file := filepath.Join(t.TempDir(), "resolv.conf")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	for _, c := range []struct{ text, file, want string }{
+		{"", "/nowhere/resolv.conf", ""},
+		{openListener, write("# none\n nameserver 192.0.2.53\n"), ""},
+		{openListener + "[dns]\nservers = [\"192.0.2.53\"]", "/nowhere/resolv.conf", ""},
+		{openListener, "/nowhere/resolv.conf",
+			"dns.servers: not set, and /nowhere/resolv.conf: no such file or directory. A server on this machine is asked (127.0.0.1:53)"},
+		{openListener, write("search example.net\nnameserver\n"), "it names no server"},
+	} {
+		l := loader{cfg: mustLoad(t, c.text, nil)}
+		got := ""
+		if warning := l.nameServers(c.file); warning != nil {
+			got = warning.String()
+		}
+		if (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
+			t.Errorf("%s with %s: %q", c.text, c.file, got)
+		}
+	}
+	if none, open := mustLoad(t, "", nil), mustLoad(t, openListener, nil); open.descriptorsFor(1)-none.descriptorsFor(1) != 3*dnsDescriptors {
+		t.Error("sockets of the resolver are not counted")
+	}
+}

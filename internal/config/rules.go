@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -12,14 +13,19 @@ import (
 
 // rules checks what concerns several keys, and fills in listener names. Keys with a problem of their own are left alone.
 func (l *loader) rules() {
+	c := l.cfg
 	l.listeners()
 	l.encryption()
 	l.logins()
 	l.proxies()
 	l.openRelay()
 	l.validators()
+	l.senders()
+	l.lists()
+	if n := len(c.DNS.Servers); n > maxServers {
+		l.reportAt("dns.servers", fmt.Sprintf("%d servers are too many: at most %d", n, maxServers))
+	}
 	l.nextHops()
-	c := l.cfg
 	if !l.bad["limits.memory"] && !l.bad["limits.message_size"] && c.Limits.Memory < c.Limits.MessageSize {
 		l.reportAt("limits.memory", fmt.Sprintf("%v is less than limits.message_size (%v): no message of that size could be taken",
 			c.Limits.Memory, c.Limits.MessageSize))
@@ -170,6 +176,9 @@ func (l *loader) unusable(mechanism string, i int) string {
 		if one.ClientCertificates == "off" && !one.endedByProxy() && !l.bad[listenKey(i, "client_certificates")] {
 			return "is by client certificate: set client_certificates of this listener"
 		}
+		if l.cfg.TLS.ClientCA == "" && one.TLS != "off" && !l.bad["tls.client_ca"] {
+			return "needs tls.client_ca: with the authorities of the system anybody could get a certificate in another's name"
+		}
 		return ""
 	}
 	if store.Users == "" && store.HTTP == "" && store.Dovecot == "" {
@@ -246,6 +255,54 @@ func (l *loader) validators() {
 	names(l, "rule", c.Rule, func(r *Rule) *string { return &r.Name })
 	names(l, "hook", c.Hook, func(h *Hook) *string { return &h.Name })
 	names(l, "milter", c.Milter, func(m *Milter) *string { return &m.Name })
+}
+
+// senders checks the replies to results of SPF.
+func (l *loader) senders() {
+	for _, result := range slices.Sorted(maps.Keys(l.cfg.SPF.On)) {
+		one, key := l.cfg.SPF.On[result], "spf.on."+result
+		switch {
+		case l.bad[key+".code"] || l.bad[key]:
+		case one.Code == 0:
+			l.reportAt(key+".code", "missing")
+		default:
+			l.template(key, one.Code, one.Message, "{reason}")
+		}
+	}
+}
+
+// lists checks DNS lists and the reply to clients that are on them.
+func (l *loader) lists() {
+	c := &l.cfg.DNSBL
+	if !l.bad["dnsbl.code"] {
+		l.template("dnsbl", c.Code, c.Message, "{zone}", "{reason}")
+	}
+	for i := range c.List {
+		one, key := &c.List[i], elementKey("dnsbl.list", i)
+		l.required(key("zone"), one.Zone == "")
+		if one.Weight == 0 && !l.bad[key("weight")] {
+			l.reportAt(key("weight"), "0 would make no difference: write a positive number for bad clients, or a negative one for good clients")
+		}
+		for j := range i {
+			if one.Zone != "" && strings.EqualFold(c.List[j].Zone, one.Zone) && !l.bad[key("zone")] {
+				l.reportAt(key("zone"), fmt.Sprintf("%q stands there twice", one.Zone))
+				break
+			}
+		}
+	}
+}
+
+// template checks the code and message of a table: a reply in which only marks may stand in braces.
+func (l *loader) template(table string, code int, message string, marks ...string) {
+	if code/100 == 3 || code/10%10 > 5 || code == 221 {
+		l.reportAt(table+".code", fmt.Sprintf("%d is no code for it: write one that begins with 2, 4 or 5, like 550, and does not close like 221", code))
+		return
+	}
+	if key := table + ".message"; !l.bad[key] {
+		if at, err := checkTemplate(code, message, marks...); err != nil {
+			l.reportWithin(key, at, err.Error())
+		}
+	}
 }
 
 // elementKey gives the keys of one element of an array of tables.
@@ -369,6 +426,24 @@ func (c *Config) Warnings() []Problem {
 	}
 	for i, one := range c.Milter {
 		late(elementKey("milter", i)("timeout"), one.Timeout, one.OnError)
+	}
+	// What waits for DNS is asked within a command, too.
+	if waits := c.SPF.Mode == "enforce" || c.SPF.Mode == "observe" && c.SPF.Headers; waits && c.AsksDNS() && c.SPF.Timeout >= c.Timeouts.Policy {
+		warn("spf.timeout", "%s is not less than timeouts.policy (%s): the client is deferred before the result is temperror",
+			FormatDuration(c.SPF.Timeout), FormatDuration(c.Timeouts.Policy))
+	}
+	if c.DNSBL.Mode != "off" && len(c.DNSBL.List) > 0 {
+		if c.DNSBL.Timeout >= c.Timeouts.Policy {
+			warn("dnsbl.timeout", "%s is not less than timeouts.policy (%s): clients are turned away when a list does not answer",
+				FormatDuration(c.DNSBL.Timeout), FormatDuration(c.Timeouts.Policy))
+		}
+		most := 0
+		for _, list := range c.DNSBL.List {
+			most += max(list.Weight, 0)
+		}
+		if most < c.DNSBL.Threshold {
+			warn("dnsbl.threshold", "a client that is on all lists has %d: %d is never reached", most, c.DNSBL.Threshold)
+		}
 	}
 	open := slices.ContainsFunc(c.Listen, func(l Listener) bool { return !l.Address.IsLocal() })
 	if open && !strings.Contains(c.Hostname, ".") {

@@ -302,6 +302,41 @@ func checkReply(s string) error {
 	return nil
 }
 
+// checkTemplate takes the text of a reply in which only marks, like {reason}, may stand in braces. An empty one is somebody else's. at is the
+// byte that is to blame.
+func checkTemplate(code int, message string, marks ...string) (at int, err error) {
+	for i := 0; i < len(message); i++ {
+		switch c := message[i]; {
+		case c < ' ' || c > '~':
+			return i, errors.New("the text must be printable ASCII")
+		case c == '{' || c == '}':
+			k := slices.IndexFunc(marks, func(mark string) bool { return strings.HasPrefix(message[i:], mark) })
+			if k < 0 {
+				return i, fmt.Errorf("only %s may stand in braces", strings.Join(marks, " and "))
+			}
+			i += len(marks[k]) - 1
+		}
+	}
+	if message == "" {
+		return 0, nil
+	}
+	if len(message) > maxReplyText {
+		return maxReplyText, fmt.Errorf("the text has more than %d bytes", maxReplyText)
+	}
+	enhanced, text, _ := strings.Cut(message, " ")
+	if !looksEnhanced(enhanced) {
+		text = message
+	} else if class := strconv.Itoa(code / 100); !strings.HasPrefix(enhanced, class+".") {
+		return 0, fmt.Errorf("the class of %s must be %s as in %d", enhanced, class, code)
+	} else if checkReply(strconv.Itoa(code)+" "+enhanced+" x") != nil {
+		return 0, fmt.Errorf("%s is not an enhanced status code", enhanced)
+	}
+	if strings.TrimSpace(text) == "" {
+		return len(message), errors.New("there is no text")
+	}
+	return 0, nil
+}
+
 // looksEnhanced says that a word is meant to be an enhanced status code: numbers with two dots between them.
 func looksEnhanced(word string) bool {
 	parts := strings.Split(word, ".")
@@ -370,6 +405,9 @@ func checkPattern(s string) error {
 	}
 	return checkDomain(rest, true)
 }
+
+// maxServers is how many DNS servers there may be.
+const maxServers = 16
 
 // checkServer takes a DNS server: an IP address, with or without a port. A name could not be looked up before there is a resolver.
 func checkServer(s string) error {

@@ -132,6 +132,20 @@ func (o *tomlWriter) table(path, rule string, v reflect.Value) {
 		case isTable(fv.Type()):
 			o.header("["+key+"]", fieldRule)
 			o.table(key, fieldRule, fv)
+		case fv.Kind() == reflect.Map:
+			var missing []string
+			for _, name := range keys[fieldRule].words {
+				if element := fv.MapIndex(reflect.ValueOf(name)); element.IsValid() {
+					o.header("["+join(key, name)+"]", fieldRule)
+					o.table(join(key, name), fieldRule+".*", element)
+				} else if o.example != nil {
+					missing = append(missing, "# ["+join(key, name)+"]")
+				}
+			}
+			for _, header := range missing {
+				o.line("")
+				o.line(header)
+			}
 		case isTables(fv.Type()):
 			if fv.Len() == 0 && o.example != nil {
 				o.example(key, fieldRule, fv.Type().Elem())
