@@ -68,11 +68,15 @@ func newCaches(o *Options) (*caches, error) {
 const (
 	entryBytes  = 352
 	stringBytes = 16 + 8 // a string header, and what an allocation is rounded up by on average
-	addrBytes   = 24
-	txtBytes    = 128 // a spf.TXT and its slice
+	addrBytes   = 28     // 24, and what the slice is rounded up by
+	txtBytes    = 128    // a spf.TXT and its slice
+	spfBytes    = 128    // a parsed SPF record
+	termBytes   = 80     // a term of it
+	specBytes   = 96     // its domain, which only those have that ask DNS, and redirect and exp
+	macroBytes  = 80
 )
 
-// weigh estimates the memory of an entry from above. An SPF record is counted several times its text: its terms are kept parsed.
+// weigh estimates the memory of an entry from above. Of an SPF record the terms are kept parsed.
 func weigh(q spf.Query, e *entry) uint32 {
 	n := entryBytes + len(q.Name) + addrBytes*len(e.answer.Addrs)
 	for _, h := range e.answer.Hosts {
@@ -83,17 +87,13 @@ func weigh(q spf.Query, e *entry) uint32 {
 		for _, s := range e.answer.TXT.Strings {
 			n += stringBytes + len(s) + len(s)/8
 			if len(s) >= 6 && strings.EqualFold(s[:6], "v=spf1") {
-				n += spfBytes + spfFactor*len(s)
+				terms := strings.Count(s, " ")
+				n += spfBytes + termBytes*terms + specBytes*min(terms, spf.MaxLookups+2) + macroBytes*strings.Count(s, "%")
 			}
 		}
 	}
 	return uint32(n)
 }
-
-const (
-	spfBytes  = 256
-	spfFactor = 16
-)
 
 // fresh is the answer to q when there is one that is not past its time. Otherwise stale is an answer past its time that may be served instead of
 // Failed, if any. It allocates nothing.
