@@ -174,8 +174,9 @@ func (c *Check) Feed(a Answer) {
 	}
 	asked := c.state
 	if a.Status == Empty && !c.explaining() && asked != askedName {
-		// RFC 7208 §4.6.4. Each query counts, those for hosts of an MX answer too. The names of a PTR answer don't: the client has chosen them, so
-		// it could turn a Fail into a PermError by names that lead nowhere. §5.5 has the same care with errors.
+		// RFC 7208 §4.6.4. Each query counts, those for hosts of an MX answer too.
+		// Deviation: the names of a PTR answer don't count: the client has chosen them, so it could turn a Fail into a PermError by names that
+		// lead nowhere. §5.5 has the same care with errors.
 		c.result.Voids++
 		if c.result.Voids > c.maxVoid && asked != askedRecord { // no record is dealt with below
 			c.fail(PermError, "more than "+strconv.Itoa(c.maxVoid)+" lookups came back without data")

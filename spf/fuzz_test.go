@@ -65,12 +65,13 @@ func FuzzMacro(f *testing.F) {
 			return
 		}
 		got := string(m.appendTo([]byte("before."), []byte(value)))
-		delimiters := m.delimiters
-		if delimiters == "" {
+		delimiters := strings.TrimLeft(text[1:], "0123456789rR")
+		given := delimiters != ""
+		if !given {
 			delimiters = "."
 		}
 		want := value
-		if m.keep > 0 || m.reverse || m.delimiters != "" {
+		if m.keep > 0 || m.reverse || given {
 			var parts []string
 			begin := 0
 			for i := range len(value) {

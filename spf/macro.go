@@ -36,11 +36,11 @@ type macros []macro
 // macro is a literal, or a letter with its transformers.
 type macro struct {
 	literal    string // when letter is 0; %%, %_ and %- are in it already
-	delimiters string // empty means "."
 	letter     byte   // lower case
 	escape     bool   // the letter was upper case: URL-escape the value
 	reverse    bool
 	keep       uint8 // how many parts of the right; 0 means all. RFC 7208 §7.3 wants at least 127.
+	delimiters uint8 // a bit for each, see delimiter; none means "."
 }
 
 // place is where a macro-string stands; it decides what may be in it.
@@ -192,15 +192,42 @@ func parseMacro(s string, where place) (m macro, ok bool) {
 		m.reverse = true
 		i++
 	}
-	m.delimiters = s[i:]
-	return m, strings.Trim(m.delimiters, ".-+,/_=") == ""
+	for ; i < len(s); i++ {
+		bit := delimiter(s[i])
+		if bit == 0 {
+			return m, false
+		}
+		m.delimiters |= bit
+	}
+	return m, true
+}
+
+// delimiter is a bit for each delimiter of RFC 7208 §7.1, 0 for other bytes.
+func delimiter(c byte) uint8 {
+	switch c {
+	case '.':
+		return 1
+	case '-':
+		return 2
+	case '+':
+		return 4
+	case ',':
+		return 8
+	case '/':
+		return 16
+	case '_':
+		return 32
+	case '=':
+		return 64
+	}
+	return 0
 }
 
 // appendTo appends the value of a macro, transformed (RFC 7208 §7.3).
 func (m *macro) appendTo(dst []byte, value []byte) []byte {
 	from := len(dst)
 	switch {
-	case m.keep == 0 && !m.reverse && m.delimiters == "":
+	case m.keep == 0 && !m.reverse && m.delimiters == 0:
 		dst = append(dst, value...)
 	case m.reverse:
 		// The last keep parts of the reversed list are the first of the value, backwards.
@@ -250,10 +277,10 @@ func (m *macro) appendTo(dst []byte, value []byte) []byte {
 }
 
 func (m *macro) splits(c byte) bool {
-	if m.delimiters == "" {
+	if m.delimiters == 0 {
 		return c == '.'
 	}
-	return strings.IndexByte(m.delimiters, c) >= 0
+	return m.delimiters&delimiter(c) != 0
 }
 
 // appendEscaped escapes all but the unreserved characters of RFC 3986 §2.3.
