@@ -579,3 +579,85 @@ func TestCheckExplainsWhatIsWrongWithLineAndCaret(t *testing.T) {
 		t.Run(name, func(t *testing.T) { checkFails(t, test.config, test.words...) })
 	}
 }
+
+func TestAClientThatLeavesDuringAQuestionIsForgotten(t *testing.T) {
+	admin := freeAddress(t)
+	stop, asked := make(chan struct{}), make(chan struct{}, 100)
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		asked <- struct{}{}
+		select {
+		case <-r.Context().Done():
+		case <-stop:
+		}
+	}))
+	defer service.Close()
+	defer close(stop)
+	p := serve(t, t.TempDir(), edgeConfig("auth = [\"PLAIN\"]\n", fmt.Sprintf(`
+[admin]
+http = %q
+[auth]
+http = %q
+timeout = "1m"
+[timeouts]
+policy = "2m"
+drain = "1s"
+[[hook]]
+at = ["mail"]
+url = %q
+timeout = "1m"
+`, admin, service.URL, service.URL)))
+	for _, command := range []string{"MAIL FROM:<a@example.org>\r\n", "AUTH PLAIN " + plain("ann", "pencil") + "\r\n"} {
+		for range 5 {
+			c, err := hello(p.addr[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.must(t, command)
+			<-asked
+			c.Close()
+		}
+	}
+	p.wait("all to be gone", func() bool { return metric(t, admin, "fastedge_connections_open") == 0 })
+	// Nor does one that waits for its answer hold the end up.
+	for _, command := range []string{"MAIL FROM:<a@example.org>\r\n", "AUTH PLAIN " + plain("ann", "pencil") + "\r\n"} {
+		connect(t, p.addr[0]).must(t, command)
+		<-asked
+	}
+	if code := p.term(); code != 0 {
+		t.Errorf("exit code %d:\n%s", code, p.log)
+	}
+}
+
+func TestListsLimitsAndRelayingGoByTheClientBehindTheProxy(t *testing.T) {
+	p := serve(t, t.TempDir(), edgeConfig("proxy_protocol_from = [\"127.0.0.1\"]\nrelay_from = [\"192.0.2.0/24\", \"127.0.0.0/8\"]\n",
+		ourDomain+"[clients]\ndeny = [\"198.51.100.0/24\"]\n[limits]\nconnections_per_ip = 2\n"))
+	through := func(source, want string) *smtpClient {
+		t.Helper()
+		c, err := dialSMTP("tcp", p.addr[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.must(t, "PROXY TCP4 "+source+" 203.0.113.1 4444 25\r\n", want)
+		return c
+	}
+	through("198.51.100.7", "554 5.7.1")
+	relay := "EHLO x\r\nMAIL FROM:<a@example.org>\r\nRCPT TO:<b@elsewhere.example>\r\n"
+	through("192.0.2.7", "220").must(t, relay, "250-", "250", "250")
+	through("203.0.113.7", "220").must(t, relay, "250-", "250", "550 5.7.1")
+	second := through("203.0.113.7", "220")
+	if reply := through("203.0.113.7", "421 4.7.0"); reply.ended() != nil {
+		t.Error("the connection of a client over its limit stays open")
+	}
+	through("203.0.113.8", "220")
+	second.Close()
+	p.wait("the place that became free", func() bool {
+		c, err := dialSMTP("tcp", p.addr[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return strings.HasPrefix(c.must(t, "PROXY TCP4 203.0.113.7 203.0.113.1 4444 25\r\n", ""), "220")
+	})
+}

@@ -435,3 +435,43 @@ func TestABrokenOffTLSSessionIsForgotten(t *testing.T) {
 		t.Errorf("%d messages without an end were taken", n)
 	}
 }
+
+func TestTERMTellsClientsWithinTLSAndWaitsForTheirTransactions(t *testing.T) {
+	p := serve(t, t.TempDir(), edgeConfig("tls = \"opportunistic\"\n", "[timeouts]\nhandshake = \"500ms\"\n"))
+	idle, err := helloTLS(p.addr[0], trusting())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer idle.Close()
+	busy, err := helloTLS(p.addr[0], trusting())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	busy.must(t, oneGroup, "250", "250", "354")
+	// A handshake that has stopped half way, and one that has not begun, hold the end up until timeouts.handshake at the most.
+	stalled := connect(t, p.addr[0])
+	stalled.must(t, "STARTTLS\r\n", "220")
+	half := connect(t, p.addr[0])
+	half.must(t, "STARTTLS\r\n", "220")
+	io.WriteString(half, "\x16\x03\x01\x02")
+
+	p.cmd.Process.Signal(os.Interrupt)
+	idle.must(t, "", "421 4.3.2")
+	if err := idle.ended(); err != nil {
+		t.Error(err)
+	}
+	reply := busy.must(t, "Subject: drained\r\n\r\n.\r\n", "250 2.6.0")
+	busy.must(t, "", "421 4.3.2")
+	select {
+	case <-p.done:
+	case <-time.After(20 * time.Second):
+		t.Fatalf("no end:\n%s", p.log)
+	}
+	if p.code != 0 {
+		t.Errorf("exit code %d:\n%s", p.code, p.log)
+	}
+	if there := stored(t, p.dir); len(there) != 1 || there[queuedAs.FindStringSubmatch(reply)[1]] == nil {
+		t.Errorf("%d messages after the drain", len(there))
+	}
+}

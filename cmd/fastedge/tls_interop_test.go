@@ -304,3 +304,32 @@ reply = "250 2.1.0 Known client"
 		}
 	}
 }
+
+const pythonTLSClient = `
+import os, smtplib, ssl, sys
+host, port = sys.argv[1].rsplit(":", 1)
+folder, version = sys.argv[2:]
+ctx = ssl.create_default_context()
+ctx.check_hostname = False
+ctx.verify_mode = ssl.CERT_NONE
+ctx.minimum_version = ctx.maximum_version = getattr(ssl.TLSVersion, version)
+s = smtplib.SMTP(host, int(port), timeout=30)
+s.ehlo("python.example")
+s.starttls(context=ctx)
+for name in sorted(os.listdir(folder)):
+    with open(os.path.join(folder, name), "rb") as f:
+        msg = f.read()
+    refused = s.sendmail("sender@example.org", ["rcpt@example.net"], msg, mail_options=["BODY=8BITMIME"])
+    assert not refused, refused
+s.quit()
+`
+
+func TestPythonsSmtplibSendsEveryMessageOverTLSThroughToTheNextHop(t *testing.T) {
+	for _, version := range []string{"TLSv1_2", "TLSv1_3"} {
+		hop := serve(t, t.TempDir(), minimalConfig)
+		c := &chain{t: t, hop: hop, edge: serve(t, t.TempDir(), edgeConfig("tls = \"required\"\n", "[relay]\nnext_hop = [\"smtp://"+hop.addr[0]+"\"]\n"))}
+		sent := mails()
+		runClient(t, nil, "python3", "-c", pythonTLSClient, c.edge.addr[0], folder(t, sent), version)
+		checkAll(t, c.arrived(len(sent)), sent, "")
+	}
+}
