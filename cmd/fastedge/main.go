@@ -48,6 +48,7 @@ type cli struct {
 	Config configCmd `cmd:"" help:"Print configurations."`
 	Queue  queueCmd  `cmd:"" help:"Look into the queue and act on messages."`
 	Auth   authCmd   `cmd:"" help:"Add, remove and list the users of the users file."`
+	SPF    spfCmd    `cmd:"" name:"spf" help:"Check senders."`
 
 	Loadtest loadtestCmd `cmd:"" help:"Load any mail server, measure it, and prove that it lost nothing."`
 
