@@ -6,6 +6,7 @@
 #                   does not answer
 # stop              ends it and removes what it stored
 # establish NAME    finds its class by strace
+# calm              waits, for $CALM seconds at most, until nobody else uses the machine
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 . bench/compare/adapter.sh
 . bench/compare/client.sh
@@ -96,6 +97,20 @@ stop() {
 	root=
 	rm -rf "$dir"
 }
+
+# calm: the cores were idle for 95 % of a second.
+calm() {
+	local idle total idle2 total2
+	for _ in $(seq "${CALM:-0}"); do
+		read -r idle total <<<"$(cores)"
+		sleep 1
+		read -r idle2 total2 <<<"$(cores)"
+		[ $(((idle2 - idle) * 100)) -lt $(((total2 - total) * 95)) ] || return 0
+	done
+}
+
+# cores prints how long the cores have been idle, waiting for a disk included, and how long they have been there.
+cores() { awk '/^cpu / { for (i = 2; i <= 9; i++) t += $i; print $5 + $6, t }' /proc/stat; }
 
 # establish NAME: what a server has done with a message when it says 250. Three messages go in, one after the other, while
 # strace watches all processes. Leaves the trace in $work/trace, the marks in $marks and the reply to EHLO in $ehlo.
