@@ -118,7 +118,7 @@ type Result struct {
 	// Problem says what went wrong, with TempError and PermError, and why there was nothing to check, with None.
 	Problem string
 	Lookups int // terms that asked DNS, at most MaxLookups unless that is the Problem
-	Voids   int // queries that came back without data
+	Voids   int // queries that came back without data, but for names of the client and explanations: what is held against MaxVoid
 	Queries int // all queries, those for records and explanations included
 }
 
