@@ -144,6 +144,13 @@ func (c *caches) keepFailure(q spf.Query, now, atLeast int64) {
 	c.failure.Set(q, e)
 }
 
+// OutageTTL is how long a failure is remembered when no server answers anybody: that is not the name's fault, and over soon after the servers are back.
+const OutageTTL = time.Second
+
+func (c *caches) keepOutage(q spf.Query, now int64) {
+	c.failure.Set(q, &entry{answer: spf.Answer{Status: spf.Failed}, expires: now + int64(OutageTTL)})
+}
+
 func (c *caches) stats() (positive, negative, failure CacheStats) {
 	one := func(c *otter.Cache[spf.Query, *entry]) CacheStats {
 		return CacheStats{Entries: c.EstimatedSize(), Bytes: int64(c.WeightedSize()), Max: int64(c.GetMaximum())}

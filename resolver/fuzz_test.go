@@ -2,10 +2,13 @@ package resolver
 
 import (
 	"bytes"
+	"context"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -163,6 +166,82 @@ func FuzzQuestion(f *testing.F) {
 		query := appendQuery(nil, 1, mixed, true)
 		if m := new(dns.Msg); m.Unpack(query) != nil || len(m.Question) != 1 || m.IsEdns0() == nil || len(query) > maxQueryBytes {
 			t.Fatalf("%x", query)
+		}
+	})
+}
+
+// deaf is a UDP socket that tells what is written to it and from which nothing comes.
+type deaf struct {
+	net.Conn
+	wrote  chan []byte
+	closed chan struct{}
+}
+
+func (d deaf) Write(b []byte) (int, error) {
+	select {
+	case d.wrote <- bytes.Clone(b):
+	default:
+	}
+	return len(b), nil
+}
+
+func (d deaf) Read([]byte) (int, error) {
+	<-d.closed
+	return 0, net.ErrClosed
+}
+
+func (d deaf) Close() error                     { close(d.closed); return nil }
+func (d deaf) SetWriteDeadline(time.Time) error { return nil }
+
+// Any datagram on the socket of a question that waits: no panic, and if it ends the question with an answer, it carried the question. The
+// fuzzer gets the id and the question right by the flags, or it would never come far.
+func FuzzReceive(f *testing.F) {
+	seed := func(rcode int, records ...string) {
+		q := new(dns.Msg).SetQuestion("www.example.net.", dns.TypeA)
+		f.Add(pack(answer(q, rcode, records...)), true, true)
+	}
+	seed(0, "@ 60 A 192.0.2.1")
+	seed(0, "@ 60 CNAME a.example.net.", "a.example.net. 60 A 192.0.2.1")
+	seed(3)
+	seed(1)
+	seed(2)
+	f.Add([]byte{0, 0, 0x80, 1, 0, 0, 0, 0, 0, 0, 0, 0}, true, false)
+	f.Fuzz(func(t *testing.T, msg []byte, rightID, rightQuestion bool) {
+		wrote := make(chan []byte, 16)
+		r, err := New(Options{
+			Servers: []string{"127.0.0.1:53"}, Sockets: 1, CacheBytes: MinCacheBytes,
+			Clock: func() time.Time { return epoch },
+			Dial: func(_ context.Context, network, _ string) (net.Conn, error) {
+				if network != "udp" {
+					return nil, net.ErrClosed
+				}
+				return deaf{wrote: wrote, closed: make(chan struct{})}, nil
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		got := make(chan spf.Answer, 1)
+		r.Lookup(spf.Query{Name: "www.example.net", Type: spf.TypeA}, netip.Addr{}, func(a spf.Answer) { got <- a })
+		query := <-wrote
+		question := query[headerBytes : len(query)-11]
+		if rightID && len(msg) >= 2 {
+			copy(msg, query[:2])
+		}
+		if rightQuestion && len(msg) >= headerBytes+len(question) {
+			copy(msg[headerBytes:], question)
+		}
+		r.mu.Lock()
+		l := r.servers[0].links[0]
+		r.mu.Unlock()
+		r.receive(l, msg)
+		select {
+		case a := <-got:
+			if len(msg) < headerBytes+len(question) || !bytes.Equal(msg[:2], query[:2]) || !bytes.Equal(msg[headerBytes:headerBytes+len(question)], question) {
+				t.Fatalf("%x ended %x with %v", msg, query, a)
+			}
+		default:
 		}
 	})
 }

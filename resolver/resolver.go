@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -227,10 +228,23 @@ func clientKey(a netip.Addr) netip.Addr {
 	return a
 }
 
-// zone is the last two labels of a name. Some registries' customers share one, which is a wide one then.
+// zone is the last two labels of a name, of a reverse name those of a /16 or, with IPv6, a /32. The customers of some registries share one, which
+// is a wide one then.
 func zone(name string) string {
-	i := strings.LastIndexByte(name, '.')
-	return name[strings.LastIndexByte(name[:max(i, 0)], '.')+1:]
+	labels := 2
+	if strings.HasSuffix(name, ".in-addr.arpa") {
+		labels = 4
+	} else if strings.HasSuffix(name, ".ip6.arpa") {
+		labels = 10
+	}
+	for i := len(name) - 1; i >= 0; i-- {
+		if name[i] == '.' {
+			if labels--; labels == 0 {
+				return name[i+1:]
+			}
+		}
+	}
+	return name
 }
 
 // miss joins or starts a question.
@@ -415,11 +429,14 @@ func (r *Resolver) end(c *call, a spf.Answer, fx *effects) {
 
 // fail ends a question that nobody answered and remembers that. Runs under mu.
 func (r *Resolver) fail(c *call, now int64, fx *effects) {
-	var atLeast int64
-	if c.stale != nil {
-		atLeast = int64(StaleRecheck)
+	switch {
+	case c.stale != nil:
+		r.cache.keepFailure(c.q, now, int64(StaleRecheck))
+	case slices.ContainsFunc(r.servers, func(s *server) bool { return !s.down }):
+		r.cache.keepFailure(c.q, now, 0)
+	default:
+		r.cache.keepOutage(c.q, now)
 	}
-	r.cache.keepFailure(c.q, now, atLeast)
 	r.end(c, spf.Answer{Status: spf.Failed}, fx)
 }
 
@@ -483,7 +500,7 @@ func (r *Resolver) drive() {
 func (r *Resolver) step(c *call, now int64, fx *effects) {
 	if now >= c.deadline {
 		r.st.Timeouts++
-		r.lose(c, now, 0)
+		r.lose(c, now, 0, fx)
 		r.fail(c, now, fx)
 		return
 	}
@@ -567,9 +584,7 @@ func (r *Resolver) Close() {
 			if s.tcp != nil {
 				r.retire(s.tcp, &fx)
 			}
-			if s.probe != nil {
-				r.drop(s.probe, &fx)
-			}
+			r.dropProbe(s, &fx)
 		}
 	}
 	r.mu.Unlock()

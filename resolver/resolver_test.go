@@ -179,13 +179,20 @@ func TestNobodyAnswersInTime(t *testing.T) {
 	}
 	clock.advance(r, DefaultTimeout)
 	want(t, f.get(t), "failed")
-	// It is remembered for a while (RFC 9520), each time twice as long.
 	want(t, cached(t, r, a("example.net")), "failed")
-	clock.advance(r, DefaultMinFailureTTL)
 	if st := r.Stats(); st.Timeouts != 1 || st.FailureHits != 1 || st.Inflight != 0 || st.Waiting != 0 || st.Servers[0].Inflight != 0 {
 		t.Errorf("%+v", st)
 	}
-	s.setScript(says(dns.RcodeServerFailure))
+}
+
+// RFC 9520: for a while, each time twice as long.
+func TestFailureIsRemembered(t *testing.T) {
+	s := serve(t, says(dns.RcodeServerFailure))
+	r, clock := resolve(t, Options{}, s)
+	want(t, ask(t, r, a("example.net")), "failed")
+	clock.advance(r, DefaultMinFailureTTL-1)
+	want(t, cached(t, r, a("example.net")), "failed")
+	clock.advance(r, 1)
 	before := s.asked.Load()
 	want(t, ask(t, r, a("example.net")), "failed")
 	clock.advance(r, DefaultMinFailureTTL)
@@ -646,6 +653,64 @@ func TestSilentServerIsLeftOutUntilAProbeIsAnswered(t *testing.T) {
 	}
 }
 
+// When no server answers at all, names are not blamed for it: a second after the servers are back all is well.
+func TestOutageIsForgottenSoon(t *testing.T) {
+	s := serve(t, silent)
+	r, clock := resolve(t, Options{}, s)
+	var all []future
+	for i := range 2 * MaxSilent {
+		all = append(all, start(r, a(fmt.Sprintf("n%d.example.net", i))))
+	}
+	eventually(t, "all are sent", func() bool { return r.Stats().Sent == uint64(len(all)) })
+	clock.advance(r, DefaultTimeout)
+	for _, f := range all {
+		want(t, f.get(t), "failed")
+	}
+	if r.Stats().Servers[0].Up {
+		t.Fatal("the server is up")
+	}
+	last := a(fmt.Sprintf("n%d.example.net", len(all)-1))
+	clock.advance(r, OutageTTL-1)
+	want(t, cached(t, r, last), "failed")
+	clock.advance(r, 1)
+	s.setScript(says(0, "@ 60 A 192.0.2.1"))
+	want(t, ask(t, r, last), "[192.0.2.1]")
+	if !r.Stats().Servers[0].Up {
+		t.Error("the server is not up")
+	}
+}
+
+func TestForgottenConnectionIsReplaced(t *testing.T) {
+	var conns atomic.Int64
+	s := serve(t, func(w dns.ResponseWriter, q *dns.Msg) {
+		m := answer(q, 0)
+		m.Truncated = true
+		if !isTCP(w) {
+			w.WriteMsg(m)
+		} else if key(q) == "first.example.net. A" || conns.Load() > 0 {
+			says(0, "@ 60 A 192.0.2.1")(w, q)
+		}
+	})
+	r, clock := resolve(t, Options{}, s)
+	want(t, ask(t, r, a("first.example.net")), "[192.0.2.1]")
+	clock.advance(r, TCPOld)
+	f := start(r, a("second.example.net"))
+	eventually(t, "it is asked by TCP", func() bool { return s.questions("second.example.net", "A") == 2 })
+	conns.Store(1)
+	clock.advance(r, 2*firstRetransmit)
+	want(t, f.get(t), "[192.0.2.1]")
+	if n := s.tcp.Load(); n != 2 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+// With the real clock, nothing but time ends a question.
+func TestTimePasses(t *testing.T) {
+	s := serve(t, silent)
+	r, _ := resolve(t, Options{Clock: time.Now, Timeout: 30 * time.Millisecond}, s)
+	want(t, ask(t, r, a("example.net")), "failed")
+}
+
 func TestServerThatIsNotThereIsNotWaitedFor(t *testing.T) {
 	gone, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -786,6 +851,34 @@ func TestNewQuestionPushesOutTheOldest(t *testing.T) {
 	clock.advance(r, DefaultTimeout)
 	for _, f := range []future{second, joined, third} {
 		want(t, f.get(t), "failed")
+	}
+}
+
+func TestOneDomainLeavesOthersRoom(t *testing.T) {
+	s := serve(t, silent)
+	r, _ := resolve(t, Options{MaxPerZone: 2}, s)
+	for _, c := range []struct {
+		name string
+		now  bool
+	}{
+		{"a.example.net", false}, {"b.c.example.net", false}, {"example.net", true}, {"d.example.net", true}, {"d.example.org", false},
+		{"1.0.2.192.in-addr.arpa", false}, {"2.1.2.192.in-addr.arpa", false}, {"3.2.2.192.in-addr.arpa", true}, {"3.2.3.192.in-addr.arpa", false},
+		{PTRName(netip.MustParseAddr("2001:db8::1")), false}, {PTRName(netip.MustParseAddr("2001:db8:1::1")), false},
+		{PTRName(netip.MustParseAddr("2001:db8:2::1")), true}, {PTRName(netip.MustParseAddr("2001:db9::1")), false},
+		{"net", false},
+	} {
+		if _, now := r.Lookup(a(c.name), nobody, func(spf.Answer) {}); now != c.now {
+			t.Errorf("%s: %v", c.name, now)
+		}
+	}
+	if st := r.Stats(); st.OverZone != 4 {
+		t.Errorf("%+v", st)
+	}
+	r.Close()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.zones) != 0 {
+		t.Errorf("zones are kept: %v", r.zones)
 	}
 }
 

@@ -52,6 +52,9 @@ const (
 	// TCPIdleTimeout is how long a TCP connection without questions is kept, TCPMessageTimeout how long one message may take to arrive.
 	TCPIdleTimeout    = 10 * time.Second
 	TCPMessageTimeout = 2 * time.Second
+	// TCPOld is how old a TCP connection must be to be replaced because a question on it was not answered. So no more than Timeout / TCPOld + 1 of
+	// them are open to a server.
+	TCPOld = 2 * time.Second
 
 	udpBuffer = 4096 // larger than what is offered; what is larger still cannot be decoded, and goes by TCP
 )
@@ -86,6 +89,7 @@ type link struct {
 	tcp     bool
 	pending map[uint16]*try
 	opened  int64
+	heardAt int64 // when the last answer came
 	uses    int
 	retired bool // nothing new is sent; closed when nothing is pending
 
@@ -144,8 +148,9 @@ func (r *Resolver) leaveOut(s *server, now int64) {
 	}
 }
 
-// lose marks c's tries that are older than their time to retransmit, or than age if that is not negative.
-func (r *Resolver) lose(c *call, now, age int64) {
+// lose marks c's tries that are older than their time to retransmit, or than age if that is not negative. A TCP connection that is no longer new and has
+// brought nothing since is given up: the other end may have forgotten it.
+func (r *Resolver) lose(c *call, now, age int64, fx *effects) {
 	for _, t := range c.tries {
 		if limit := age; !t.lost {
 			if limit < 0 {
@@ -154,6 +159,9 @@ func (r *Resolver) lose(c *call, now, age int64) {
 			if now-t.sent >= limit {
 				t.lost = true
 				r.unheard(t.server, now)
+				if l := t.link; l.tcp && l.heardAt < t.sent && now-l.opened >= int64(TCPOld) {
+					r.retire(l, fx)
+				}
 			}
 		}
 	}
@@ -194,7 +202,7 @@ func (r *Resolver) pick(c *call, upOnly bool) *server {
 
 // transmit sends c once more, and sets the time for the next. Runs on: the driver, under mu.
 func (r *Resolver) transmit(c *call, now int64, fx *effects) {
-	r.lose(c, now, -1)
+	r.lose(c, now, -1, fx)
 	c.tryAt = never
 	if c.sent >= MaxTries {
 		return // what is on its way may still be answered
@@ -240,9 +248,7 @@ func (s *server) postpone(now int64) {
 // sendProbe asks a silent server too. The try outlives the question: it is the server that is in question.
 func (r *Resolver) sendProbe(c *call, s *server, now int64, fx *effects) {
 	s.postpone(now)
-	if s.probe != nil {
-		r.drop(s.probe, fx)
-	}
+	r.dropProbe(s, fx)
 	byTCP, suspect := c.byTCP, c.suspect
 	c.byTCP, c.suspect = false, false
 	if r.send(c, s, now, fx) {
@@ -315,7 +321,7 @@ func (r *Resolver) send(c *call, s *server, now int64, fx *effects) bool {
 	return true
 }
 
-// drop forgets a try: its answer will be a stray. A retired socket is closed with its last one.
+// drop forgets a try: its answer will be a stray. A probe only loses its question. A retired socket is closed with its last one.
 func (r *Resolver) drop(t *try, fx *effects) {
 	if c := t.c; c != nil {
 		for i, other := range c.tries {
@@ -331,9 +337,6 @@ func (r *Resolver) drop(t *try, fx *effects) {
 			return // it goes on alone
 		}
 	}
-	if t == t.server.probe {
-		t.server.probe = nil
-	}
 	if t.link.pending[t.id] != t {
 		return
 	}
@@ -341,6 +344,14 @@ func (r *Resolver) drop(t *try, fx *effects) {
 	t.server.inflight--
 	if t.link.retired && len(t.link.pending) == 0 {
 		fx.closes = append(fx.closes, t.link)
+	}
+}
+
+// dropProbe forgets what is on its way to s as a probe.
+func (r *Resolver) dropProbe(s *server, fx *effects) {
+	if p := s.probe; p != nil {
+		s.probe = nil
+		r.drop(p, fx)
 	}
 }
 
@@ -493,10 +504,10 @@ func (r *Resolver) broken(l *link) {
 		r.retire(l, &fx)
 		for _, t := range l.pending {
 			c := t.c
-			r.drop(t, &fx)
 			if t.server.probe == t {
-				r.drop(t, &fx)
+				t.server.probe = nil
 			}
+			r.drop(t, &fx)
 			if c == nil {
 				continue
 			}
@@ -675,17 +686,22 @@ func (r *Resolver) take(t *try, rep reply, now int64, fx *effects) {
 	} else {
 		r.heard(t, now)
 	}
-	if c == nil {
-		r.drop(t, fx) // a probe has done its work
-		return
+	t.link.heardAt = now
+	if p := t.server.probe; p == t || p != nil && p.c != nil && !t.server.down {
+		t.server.probe = nil // it has done its work, or is a try like others from now on
+	} else if p != nil && !t.server.down {
+		r.dropProbe(t.server, fx)
 	}
 	r.drop(t, fx)
-	if t.server.probe == t {
-		r.drop(t, fx)
+	if c == nil {
+		return
 	}
 	switch rep.verdict {
 	case answered:
 		r.st.Answers++
+		if rep.authentic {
+			r.st.Authentic++
+		}
 		if !t.edns && c.plain {
 			t.server.plainUntil = now + int64(PlainFor)
 		}

@@ -35,6 +35,7 @@ type Stats struct {
 
 	// What came back.
 	Answers       uint64 // taken
+	Authentic     uint64 // of these, those that the server says it has validated (AD); nothing depends on it
 	Strays        uint64 // wrong id: duplicates, answers that come too late, forgeries
 	WrongQuestion uint64 // right id, other question, or no answer at all
 	WrongCase     uint64 // right id and name, other capitals

@@ -119,10 +119,11 @@ const (
 
 // reply is a decoded message.
 type reply struct {
-	verdict verdict
-	bare    bool // a header without a question, which is good for nothing but noEDNS
-	answer  spf.Answer
-	ttl     uint32 // seconds, of the answer or, when it is Empty, of the SOA record (RFC 2308 §5); 0 without one
+	verdict   verdict
+	bare      bool // a header without a question, which is good for nothing but noEDNS
+	authentic bool // AD
+	answer    spf.Answer
+	ttl       uint32 // seconds, of the answer or, when it is Empty, of the SOA record (RFC 2308 §5); 0 without one
 }
 
 // sameName says that two questions differ in nothing but capitals.
@@ -183,7 +184,9 @@ func decode(msg, question []byte, t spf.QueryType, anyCase bool) reply {
 	if counts[1] > MaxAnswerRRs || counts[2]+counts[3] > maxOtherRRs {
 		return reply{verdict: tooBig}
 	}
-	return decodeSections(msg, off, counts, rcode, t)
+	rep := decodeSections(msg, off, counts, rcode, t)
+	rep.authentic = msg[3]&0x20 != 0
+	return rep
 }
 
 // record is one resource record. Its name is in presentation form, as miekg/dns escapes it, so that a dot inside a label is no dot.
