@@ -36,4 +36,5 @@ func (*Clients) Kind() Kind    { return KindClients }
 func (*Gate) Kind() Kind       { return KindRate } // as a validator it is about the rate of messages
 func (*Recipients) Kind() Kind { return KindRecipients }
 func (*SPF) Kind() Kind        { return KindSPF }
+func (*Results) Kind() Kind    { return KindSPF }
 func (*DNSBL) Kind() Kind      { return KindDNSBL }

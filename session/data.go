@@ -321,7 +321,7 @@ func (s *Session) TakeEnvelope(id envelope.ID) *envelope.Envelope {
 	env := tx.env
 	env.ID, tx.id = id, id
 	s.res.scratch = append(s.res.scratch[:0], tx.fields...)
-	s.res.scratch = appendReceived(s.res.scratch, env, s.peer.TLS, s.sv.Hostname)
+	s.res.scratch = appendReceived(s.res.scratch, env, s.peer.TLS, tx.host, s.sv.Hostname)
 	env.Trace = env.Keep(s.res.scratch)
 	if s.sv.LMTP {
 		for i := range env.Recipients {

@@ -50,6 +50,9 @@ func (s *Session) judgeFrom(at policy.Stage, from int, now time.Time, out []byte
 	for i := from; i < len(list); i++ {
 		e := s.event(at, list[i].slot)
 		err := validate(list[i], e)
+		if e.Host != "" && s.tx != nil {
+			s.tx.host = e.Host
+		}
 		if p := e.Pended(); p != nil && err == nil {
 			s.pending, s.asked, s.askedOf = p, at, uint16(i)
 			s.phase, s.deadline = phasePolicy, now.Add(s.sv.PolicyTimeout)

@@ -27,6 +27,7 @@ type transaction struct {
 	notify envelope.Notify
 	asked  []byte
 	fields []byte // header fields that validators put before the message
+	host   string // the client's verified name, if a validator has found it
 
 	// After TakeEnvelope: what Committed prints. paths holds the forward-paths one after the other, ends where each one ends; only
 	// LMTP fills them, because the envelope is out of reach by then.

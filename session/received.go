@@ -12,19 +12,23 @@ const receivedDate = "Mon, 02 Jan 2006 15:04:05 +0000"
 
 // appendReceived appends the Received field of RFC 5321 §4.4 for env, CRLF included:
 //
-//	Received: from client.example.com ([192.0.2.7])
+//	Received: from client.example.com (mail.example.com [192.0.2.7])
 //		by mx1.example.net (fastedge) with ESMTP id 01arz3ndektsv4rrffq69g5fav
 //		for <rcpt@example.net>;
 //		Sun, 22 Nov 2026 08:00:39 +0000
 //
-// After a handshake the protocol is followed by a comment, (TLS1.3 TLS_AES_128_GCM_SHA256). The for clause is left out when there are several recipients: it may name only one (RFC 5321 §4.4), and would tell the others,
+// host is the client's verified name, empty without one. After a handshake the protocol is followed by a comment, (TLS1.3 TLS_AES_128_GCM_SHA256). The for clause is left out when there are several recipients: it may name only one (RFC 5321 §4.4), and would tell the others,
 // blind copies among them, about that one (RFC 5321 §7.2).
 // Nothing that a stranger chose can end the field, a comment or a line in it.
-func appendReceived(dst []byte, env *envelope.Envelope, tls *policy.TLS, hostname string) []byte {
+func appendReceived(dst []byte, env *envelope.Envelope, tls *policy.TLS, host, hostname string) []byte {
 	dst = append(dst, "Received: from "...)
 	dst = appendWord(dst, env.Client.Helo)
 	if a := env.Client.Addr.Addr(); a.IsValid() { // a unix socket has none
-		dst = append(dst, " (["...)
+		dst = append(dst, " ("...)
+		if host != "" { // RFC 5321 §4.4: TCP-info
+			dst = append(appendWord(dst, []byte(host)), ' ')
+		}
+		dst = append(dst, '[')
 		if a = a.Unmap(); a.Is6() {
 			dst = append(dst, "IPv6:"...) // RFC 5321 §4.1.3
 		}

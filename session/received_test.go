@@ -19,7 +19,7 @@ func received(client envelope.Client, utf8 bool, paths ...string) string {
 	for _, p := range paths {
 		env.AddRecipient([]byte(p), nil, 0)
 	}
-	return string(appendReceived(nil, env, nil, "mx.example.net"))
+	return string(appendReceived(nil, env, nil, "", "mx.example.net"))
 }
 
 func client(addr, helo, protocol string) envelope.Client {
@@ -147,7 +147,7 @@ func BenchmarkReceived(b *testing.B) {
 		b.ReportAllocs()
 		var dst []byte
 		for b.Loop() {
-			dst = appendReceived(dst[:0], env, nil, "mx.example.net")
+			dst = appendReceived(dst[:0], env, nil, "", "mx.example.net")
 		}
 	})
 	b.Run("impl=naive", func(b *testing.B) {

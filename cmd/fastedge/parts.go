@@ -17,6 +17,7 @@ import (
 	"github.com/fastedge/fastedge/policy/hook"
 	"github.com/fastedge/fastedge/policy/milter"
 	"github.com/fastedge/fastedge/policy/rules"
+	"github.com/fastedge/fastedge/resolver"
 )
 
 // parts are what decides about clients and mail: certificates, credentials, lists and validators. They are made of the configuration and the
@@ -26,6 +27,8 @@ type parts struct {
 	auth       *auth.Service
 	relay      *policy.Relay
 	gate       *policy.Gate
+	resolver   *resolver.Resolver // nil when nobody asks DNS
+	authservID string             // of the Authentication-Results that are written; empty without
 	validators []policy.Validator
 	asking     []asking // those of validators that ask others
 	closers    []func()
@@ -44,9 +47,9 @@ type reloadable struct {
 	reload func() (changed bool, err error)
 }
 
-// newParts makes the parts. What is wrong with them is told with its place in the configuration, all of it at once. matched is told of each
-// rule that matches; nil means nobody.
-func newParts(cfg *config.Config, log *slog.Logger, matched func(rule string)) (*parts, config.Problems) {
+// newParts makes the parts. What is wrong with them is told with its place in the configuration, all of it at once. counted counts what they
+// decide; nil means nobody does.
+func newParts(cfg *config.Config, log *slog.Logger, counted *metrics.Registry) (*parts, config.Problems) {
 	p := &parts{}
 	var problems config.Problems
 	wrong := func(key string, offset int, err error) {
@@ -67,7 +70,7 @@ func newParts(cfg *config.Config, log *slog.Logger, matched func(rule string)) (
 		}
 	}
 	p.newAuth(cfg, log, wrong)
-	p.newValidators(cfg, log, matched, wrong)
+	p.newValidators(cfg, log, counted, wrong)
 	if len(problems) > 0 {
 		p.close()
 		return nil, problems
@@ -200,7 +203,7 @@ func (certificates) CheckIdentity(_ context.Context, l auth.Login) (string, erro
 }
 
 // newValidators puts the validators in the order in which they are asked: cheap ones first, and those that ask others last.
-func (p *parts) newValidators(cfg *config.Config, log *slog.Logger, matched func(string), wrong func(string, int, error)) {
+func (p *parts) newValidators(cfg *config.Config, log *slog.Logger, counted *metrics.Registry, wrong func(string, int, error)) {
 	clients := policy.NewClients(cfg.Clients.Deny, cfg.Clients.Allow)
 	p.add(clients)
 
@@ -223,7 +226,8 @@ func (p *parts) newValidators(cfg *config.Config, log *slog.Logger, matched func
 			p.files = append(p.files, reloadable{"recipients", recipients.Reload})
 		}
 	}
-	p.newRules(cfg, log, matched, wrong)
+	p.newSenders(cfg, log, counted, wrong)
+	p.newRules(cfg, log, counted, wrong)
 	for i, h := range cfg.Hook {
 		key := "hook[" + strconv.Itoa(i) + "]"
 		v, err := hook.New(hook.Options{
@@ -255,15 +259,15 @@ func (p *parts) ask(name string, v policy.Validator, b *policy.Blocking) {
 	p.closers = append(p.closers, b.Close)
 }
 
-func (p *parts) newRules(cfg *config.Config, log *slog.Logger, matched func(string), wrong func(string, int, error)) {
+func (p *parts) newRules(cfg *config.Config, log *slog.Logger, counted *metrics.Registry, wrong func(string, int, error)) {
 	var list []rules.Rule
 	for _, r := range cfg.Rule {
 		at, _ := policy.ParseStage(r.At)
 		list = append(list, rules.Rule{Name: r.Name, At: at, When: r.When, Reply: r.Reply, Accept: r.Accept, Observe: r.Mode == "observe"})
 	}
 	o := rules.Options{Log: log}
-	if matched != nil {
-		o.Observed = func(rule string, _ *policy.Event) { matched(rule) }
+	if counted != nil {
+		o.Observed = func(rule string, _ *policy.Event) { counted.RuleMatched(rule) }
 	}
 	set, err := rules.Compile(list, o)
 	if err != nil {

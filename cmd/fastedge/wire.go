@@ -65,7 +65,7 @@ func wire(cfg *config.Config, log *slog.Logger, lines *logWriter) (_ *server, er
 	}()
 	reg := newRegistry(cfg)
 	var problems config.Problems
-	if s.parts, problems = newParts(cfg, log, reg.RuleMatched); len(problems) > 0 {
+	if s.parts, problems = newParts(cfg, log, reg); len(problems) > 0 {
 		return nil, problems
 	}
 	s.writer = queue.NewWriter(&measured{s.engine.Backend, reg}, queue.Limits{MaxLinger: maxLinger})
@@ -85,6 +85,7 @@ func wire(cfg *config.Config, log *slog.Logger, lines *logWriter) (_ *server, er
 		Relay:             s.relayStats(),
 		CertificateExpiry: s.parts.expiry(),
 		Validators:        s.parts.stats,
+		DNS:               s.parts.dnsStats(),
 		LimitedPrefixes:   s.parts.gate.Entries,
 	})
 	return s, s.newAdmin(reg)
@@ -132,6 +133,7 @@ func (s *server) newListener(l *config.Listener) loop.Listener {
 		PolicyTimeout:   cfg.Timeouts.Policy,
 		Accept:          p.relay.Accept,
 		Validators:      p.validators,
+		AuthservID:      p.authservID,
 		Auth:            l.Auth,
 		// Who comes through a proxy is not on this machine, though the proxy may be.
 		AuthInClear:  l.Address.IsLocal() && len(l.ProxyProtocolFrom) == 0,
@@ -404,6 +406,9 @@ func newRegistry(cfg *config.Config) *metrics.Registry {
 	}
 	for r := range session.NumReasons {
 		o.Reasons = append(o.Reasons, r.String())
+	}
+	for _, l := range cfg.DNSBL.List {
+		o.Zones = append(o.Zones, l.Zone)
 	}
 	for _, r := range cfg.Rule {
 		o.Rules = append(o.Rules, r.Name)

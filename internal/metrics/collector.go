@@ -24,6 +24,8 @@ type collector struct {
 	loopConnections, loopSlowest, loopEvents                    *prometheus.Desc
 	handshakes, handshakeSeconds                                *prometheus.Desc
 	memoryUsed, memoryBudget, logDropped, certificateExpiry     *prometheus.Desc
+	dnsLookups, dnsLimited, dnsAnswers, dnsSent, dnsRetries     *prometheus.Desc
+	dnsHedges, dnsTCP, dnsInflight, dnsWaiting, dnsCache        *prometheus.Desc
 	validatorQuestions, validatorFailures, limitedPrefixes      *prometheus.Desc
 	relayAttempts, relayDead, relayRecipients                   *prometheus.Desc
 	relayConnects, relayInFlight, relayConnections, relayDown   *prometheus.Desc
@@ -66,6 +68,16 @@ func newCollector(r *Registry) *collector {
 	c.memoryBudget = desc("memory_budget_bytes", "The bound of memory_used_bytes: limits.memory.")
 	c.certificateExpiry = desc("certificate_expiry_timestamp_seconds", "When the first of the server's TLS certificates ends.")
 	c.logDropped = desc("log_dropped_total", "Log lines dropped because the log could not be written fast enough.")
+	c.dnsLookups = desc("dns_lookups_total", "DNS lookups by where their answer came from.", "result")
+	c.dnsLimited = desc("dns_limited_total", "DNS lookups that failed without a question, or whose question was pushed out, by the limit.", "limit")
+	c.dnsAnswers = desc("dns_answers_total", "What came back from DNS servers.", "result")
+	c.dnsSent = desc("dns_queries_total", "DNS queries sent.")
+	c.dnsRetries = desc("dns_retransmits_total", "DNS queries sent again.")
+	c.dnsHedges = desc("dns_hedges_total", "DNS queries sent to a second server because the first took long.")
+	c.dnsTCP = desc("dns_tcp_total", "DNS queries sent by TCP.")
+	c.dnsInflight = desc("dns_inflight", "DNS questions open now.")
+	c.dnsWaiting = desc("dns_waiting", "Lookups that wait for them.")
+	c.dnsCache = desc("dns_cache_bytes", "Memory of the DNS cache, estimated.")
 	c.validatorQuestions = desc("validator_questions", "Questions to hooks and milters now: queued, asked, or past their time and not given up by the one asked.", "validator", "state")
 	c.validatorFailures = desc("validator_failures_total", "Questions to hooks and milters that on_error answered.", "validator", "why")
 	c.limitedPrefixes = desc("limited_prefixes", "Networks that the limits per address and prefix remember.")
@@ -203,6 +215,24 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	if sources.CertificateExpiry != nil {
 		gauge(c.certificateExpiry, float64(sources.CertificateExpiry().Unix()))
+	}
+	if sources.DNS != nil {
+		st := sources.DNS()
+		for _, f := range []struct {
+			desc   *prometheus.Desc
+			counts map[string]uint64
+		}{{c.dnsLookups, st.Lookups}, {c.dnsLimited, st.Limited}, {c.dnsAnswers, st.Answers}} {
+			for word, n := range f.counts {
+				counter(f.desc, n, word)
+			}
+		}
+		counter(c.dnsSent, st.Sent)
+		counter(c.dnsRetries, st.Retransmits)
+		counter(c.dnsHedges, st.Hedges)
+		counter(c.dnsTCP, st.ByTCP)
+		gauge(c.dnsInflight, float64(st.Inflight))
+		gauge(c.dnsWaiting, float64(st.Waiting))
+		gauge(c.dnsCache, float64(st.CacheBytes))
 	}
 	if sources.Validators != nil {
 		for _, v := range sources.Validators() {

@@ -35,6 +35,7 @@ type Options struct {
 	Protocols   []string // RFC 3848 words as envelopes have them: SMTP, ESMTP, LMTP
 	Events      []string // rare events of loops
 	Rules       []string // names of the rules of policy
+	Zones       []string // of DNS lists
 }
 
 // QueueStats is what the queue says of itself; it mirrors queue.Stats.
@@ -61,6 +62,7 @@ type Sources struct {
 	Relay          func() RelayStats
 	// Validators are those that ask others: hooks and milters.
 	Validators func() []ValidatorStats
+	DNS        func() DNSStats
 	// LimitedPrefixes is how many networks the limits per prefix remember.
 	LimitedPrefixes func() int
 	// CertificateExpiry is when the first of our certificates ends.
@@ -72,6 +74,14 @@ type ValidatorStats struct {
 	Name                string
 	Queued, Busy, Stuck int    // now
 	Full, Late, Failed  uint64 // since the start
+}
+
+// DNSStats is what the resolver says of itself, counters by word; it mirrors resolver.Stats.
+type DNSStats struct {
+	Lookups, Limited, Answers        map[string]uint64
+	Sent, Retransmits, Hedges, ByTCP uint64
+	Inflight, Waiting                int
+	CacheBytes                       int64
 }
 
 // RelayStats is what the relay says of itself; it mirrors relay.Stats.
@@ -94,6 +104,9 @@ type Registry struct {
 	rotated time.Time // when the loops' slowest callbacks were last moved to before
 
 	rules         map[string]prometheus.Counter
+	spf           *prometheus.CounterVec
+	ptr           *prometheus.CounterVec
+	dnsbl         *prometheus.CounterVec
 	batchMessages prometheus.Histogram
 	batchSeconds  prometheus.Histogram
 }
@@ -114,6 +127,28 @@ func New(o Options) *Registry {
 		ConstLabels: prometheus.Labels{"version": o.Version, "revision": o.Revision, "goversion": runtime.Version()},
 	})
 	build.Set(1)
+	r.spf = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "fastedge_spf_results_total", Help: "Transactions by the result of their SPF check and what became of it; observed would have been refused.",
+	}, []string{"result", "action"})
+	for _, result := range []string{"none", "neutral", "pass", "fail", "softfail", "temperror", "permerror"} {
+		for _, action := range []string{"none", "accepted", "refused", "observed"} {
+			r.spf.WithLabelValues(result, action)
+		}
+	}
+	r.ptr = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "fastedge_ptr_results_total", Help: "Clients by what the lookup of their name has come to (RFC 8601 iprev).",
+	}, []string{"result"})
+	for _, result := range []string{"pass", "fail", "permerror", "temperror"} {
+		r.ptr.WithLabelValues(result)
+	}
+	r.dnsbl = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "fastedge_dnsbl_answers_total", Help: "Answers of DNS lists that list a client, and those that did not come.",
+	}, []string{"zone", "answer"})
+	for _, zone := range o.Zones {
+		r.dnsbl.WithLabelValues(zone, "listed")
+		r.dnsbl.WithLabelValues(zone, "failed")
+	}
+	r.prom.MustRegister(r.spf, r.ptr, r.dnsbl)
 	r.rules = make(map[string]prometheus.Counter, len(o.Rules))
 	if len(o.Rules) > 0 {
 		matches := prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -148,6 +183,15 @@ func (r *Registry) RuleMatched(rule string) {
 		c.Inc()
 	}
 }
+
+// SPF counts the result of a transaction, and what became of it.
+func (r *Registry) SPF(result, action string) { r.spf.WithLabelValues(result, action).Inc() }
+
+// PTR counts a finished lookup of a client's name.
+func (r *Registry) PTR(result string) { r.ptr.WithLabelValues(result).Inc() }
+
+// DNSBL counts an answer of one of Options.Zones.
+func (r *Registry) DNSBL(zone, answer string) { r.dnsbl.WithLabelValues(zone, answer).Inc() }
 
 // Handler serves the metrics. log gets what goes wrong in a scrape; it may be nil.
 func (r *Registry) Handler(log *slog.Logger) http.Handler {

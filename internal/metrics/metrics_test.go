@@ -32,7 +32,13 @@ func everySource() Sources {
 		MemoryUsed:     func() int64 { return 2 },
 		MemoryBudget:   3,
 		LogDropped:     func() uint64 { return 4 },
-		Relay:          func() RelayStats { return RelayStats{Attempts: 5, Deferred: 7, ConnectErrors: 1} },
+		Validators: func() []ValidatorStats {
+			return []ValidatorStats{{Name: "rspamd", Queued: 1, Busy: 3, Stuck: 1, Full: 1, Late: 2, Failed: 7}}
+		},
+		LimitedPrefixes:   func() int { return 9 },
+		CertificateExpiry: func() time.Time { return time.Unix(1e9, 0) },
+		DNS:               func() DNSStats { return DNSStats{Lookups: map[string]uint64{"hit": 8}, Sent: 3, Inflight: 2} },
+		Relay:             func() RelayStats { return RelayStats{Attempts: 5, Deferred: 7, ConnectErrors: 1} },
 	}
 }
 
