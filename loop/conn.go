@@ -428,14 +428,7 @@ func (c *conn) gone() {
 		c.lp.wheel.remove(c)
 		c.placed = false
 	}
-	// Counted first: should a broken session panic in Abort, its place is free all the same.
 	lp := c.lp
-	left := lp.conns.Add(-1)
-	lp.srv.open.Add(-1)
-	lp.meter.OpenConnections(int(c.listener), -1)
-	if c.gated {
-		c.lst().Gate.Leave(c.address().Addr())
-	}
 	if c.sec != nil && c.sec.hs != nil {
 		if c.phase == phaseHandshake {
 			c.handshakeFailed(errHandshakeLeft, time.Now())
@@ -449,6 +442,13 @@ func (c *conn) gone() {
 	case c.phase == phaseProxy, c.first == firstLocal:
 		lp.meter.Event(EventProxyHealthCheck)
 	}
+	if c.gated {
+		c.lst().Gate.Leave(c.address().Addr())
+	}
+	// Before Abort: should a broken session panic there, its place is free all the same.
+	left := lp.conns.Add(-1)
+	lp.srv.open.Add(-1)
+	lp.meter.OpenConnections(int(c.listener), -1)
 	c.dropExchange()
 	lp.cur = c
 	c.sess.Abort()

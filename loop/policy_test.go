@@ -155,7 +155,7 @@ func TestDrainWaitsForAValidator(t *testing.T) {
 	p := <-questions
 	drained := make(chan error)
 	go func() { drained <- s.Drain(t.Context()) }()
-	s.dial().expect("421") // the drain has begun
+	waitFor(t, "the drain to begin", s.draining.Load)
 	p.Done(smtpcodec.Reply{}, nil)
 	c.expect("250", "421 4.3.2")
 	c.expectEOF()
