@@ -36,7 +36,7 @@ var mayImport = map[string]string{
 	"queue/spool":       "queue envelope pool",
 	"queue/queuetest":   "queue envelope pool",
 	"relay":             "queue envelope pool smtpcodec",
-	"internal/smtptest": "session policy smtpcodec envelope pool",
+	"internal/smtptest": "session policy spf smtpcodec envelope pool",
 	"internal/admin":    "queue envelope",
 	// Level 4
 	"loop": "session queue auth envelope policy pool smtpcodec internal/logline",

@@ -22,7 +22,7 @@
 //	S: text      the server sends this line; … stands for any run of characters. "S: 250-…" stands for a whole reply of several
 //	             lines, "S: <close>" is the end of the connection
 //	M: text      a message is handed over: protocol, reverse-path and its parameters, each forward-path with its own, and the data in
-//	             Go's quotes, parts divided by |; … as above
+//	             Go's quotes, parts divided by |; who has logged in, and fields that were added, stand before the data; … as above
 //	! words      a directive
 //
 // In C lines \r \n \t \0 \\ and \xHH mean a byte, and \{1000*text} means text a thousand times.
@@ -39,12 +39,25 @@
 //	! relay              the peer may relay: accept is not asked
 //	! memory N           bytes of message data that may be in use
 //
+//	! tls opportunistic|required  ! auth MECHANISM...  ! auth-in-clear  ! auth-required  ! auth-failures N  ! junk N  ! data-rate N
+//	! secure [VERSION CIPHER] [certificate NAME [unverified]] [proxied]   the client comes with TLS
+//	! at STAGE [<PATH>] REPLY     a validator that answers, for one path only if there is one; without a reply it agrees
+//	! pend STAGE [<PATH>] REPLY   one that takes its time
+//	! hang|fail|panic STAGE [<PATH>]   one that never answers, fails or panics
+//	! field STAGE NAME: VALUE     one that adds a header field
+//	! spf observe|enforce [mail|rcpt|data] [helo], then ! spf-on RESULT CODE MESSAGE   the policy for SPF results
+//	! ptr                         clients' names are looked up
+//	! dns [late:]NAME TXT|A|PTR VALUE   an answer of DNS; the value "failed" is none. What there is not does not exist
+//	! authserv ID                 Authentication-Results that bear our name are forged
+//
 // and in the dialogue:
 //
 //	! commit 451 4.3.0 text   the next message is answered with this instead of being committed
 //	! full 452 4.3.1 text     the same, but the envelope is never taken
 //	! refuse 452 4.3.1 text   MAIL is refused from now on; without words, no longer
 //	! wait 5m                 time passes, and Expire is called if it is due
+//	! busy                    no handshake can begin from now on
+//	! handshake [as secure]   the handshake behind STARTTLS is done. What the client sends between the two is in clear
 //	! shutdown                Shutdown is called
 //	! lost                    the connection is lost
 //

@@ -37,6 +37,7 @@ type Client struct {
 	shaking   bool // STARTTLS was answered with 220: what comes in clear is thrown away
 	hanging   bool // a validator does not answer
 	sasl      *mechanism
+	zone      *zone // of DNS; nil without
 }
 
 // setup is what the directives at the top of a transcript say.
@@ -45,6 +46,7 @@ type setup struct {
 	memory  int64
 	relay   bool
 	tls     *policy.TLS // the client comes with it
+	senders senders
 }
 
 // NewClient opens a session. memory bounds the message data in use, in bytes; zero means no limit.
@@ -53,7 +55,12 @@ func NewClient(o session.Options, memory int64, relay bool) *Client {
 }
 
 func newClient(s *setup) *Client {
-	c := &Client{now: Start, Budget: pool.NewBudget(s.memory), server: session.NewServer(s.options)}
+	asked, err := s.senders.validators()
+	if err != nil {
+		panic(err) // the directives are wrong
+	}
+	s.options.Validators = append(s.options.Validators, asked...)
+	c := &Client{now: Start, Budget: pool.NewBudget(s.memory), server: session.NewServer(s.options), zone: s.senders.zone}
 	c.resources = &session.Resources{Envelopes: envelope.NewList(pool.NewList(1<<20, c.Budget))}
 	peer := session.Peer{Addr: netip.MustParseAddrPort("192.0.2.7:40025"), MayRelay: s.relay, ID: envelope.ID{1}, TLS: s.tls}
 	c.act(c.Session.Open(c.server, c.resources, peer, c.now, nil))
@@ -95,7 +102,7 @@ func (c *Client) act(out []byte, step session.Step) {
 		case session.AwaitPolicy:
 			answered := false
 			c.Session.Pending().Arm(func(*policy.Pending) { answered = true })
-			if !answered {
+			if !answered && !(c.zone.deliver() && answered) {
 				c.hanging = true
 				return
 			}
@@ -285,6 +292,16 @@ func (s *setup) configure(text string) (known bool, err error) {
 		o.MaxJunk = int(number())
 	case "data-rate":
 		o.MinDataRate = number()
+	case "spf":
+		err = s.senders.configure(words[1:])
+	case "spf-on":
+		err = s.senders.rule(strings.TrimSpace(strings.TrimPrefix(text, words[0])))
+	case "dns":
+		err = s.senders.dns().add(strings.TrimSpace(strings.TrimPrefix(text, words[0])))
+	case "ptr":
+		s.senders.ptr = true
+	case "authserv":
+		o.AuthservID = words[1]
 	case "at", "pend", "hang", "fail", "panic", "field":
 		var v *validator
 		if v, err = parseValidator(words[0], strings.TrimSpace(strings.TrimPrefix(text, words[0]))); err == nil {
