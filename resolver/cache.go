@@ -31,9 +31,9 @@ type entry struct {
 	prefetched atomic.Bool
 }
 
-// caches are the three, each an otter cache bounded by weight in bytes. Entries have no expiry there: otter's would need a second clock and a goroutine, and an
-// entry past its time is still wanted (RFC 8767). What is dead goes when its room is needed, the least used first (W-TinyLFU): a name that
-// was asked for once does not push out one that is asked for often.
+// caches are the three, each an otter cache bounded by weight in bytes. Entries have no expiry there: otter's would need a second clock and a
+// goroutine, and an entry past its time is still wanted (RFC 8767). What is dead goes when its room is needed, the least used first
+// (W-TinyLFU): a name that was asked for once does not push out one that is asked for often.
 type caches struct {
 	positive, negative, failure *otter.Cache[spf.Query, *entry]
 
@@ -144,7 +144,8 @@ func (c *caches) keepFailure(q spf.Query, now, atLeast int64) {
 	c.failure.Set(q, e)
 }
 
-// OutageTTL is how long a failure is remembered when no server answers anybody: that is not the name's fault, and over soon after the servers are back.
+// OutageTTL is how long a failure is remembered when no server answers anybody: that is not the name's fault, and over soon after the servers
+// are back.
 const OutageTTL = time.Second
 
 func (c *caches) keepOutage(q spf.Query, now int64) {

@@ -30,11 +30,17 @@
 // what failed (RFC 9520). TTLs are clamped. What was asked for twice is fetched anew in the last tenth of its time. What is past its
 // time is kept MaxStale longer and is served instead of Failed, never instead of an answer (RFC 8767).
 //
+// # Limits
+//
+// Questions in flight are bounded in all (MaxInflight: the oldest makes room for a new one), by domain (MaxPerZone) and so are the lookups that
+// wait, by client (MaxPerClient) and in all. What is above them is Failed at once, or served stale, and counted. The caches are bounded in bytes,
+// an answer by MaxAnswerRRs, MaxTXTBytes and MaxChain, a question by Timeout and MaxTries.
+//
 // # Goroutines and locks
 //
-// One goroutine, the driver, sends and keeps the time; one reads from each UDP socket; two belong to each TCP connection. Everything that waits is under
-// one mutex, held for microseconds and never over a read or a write. Callbacks run without it, on the goroutine
-// that brought the answer, the driver, or a caller of Lookup or Close; they must not block: an event loop's callback posts to its mailbox.
+// One goroutine, the driver, sends and keeps the time; one reads from each UDP socket; two belong to each TCP connection. Everything that waits
+// is under one mutex, held for microseconds and never over a read or a write. Callbacks run without it, on the goroutine that brought the
+// answer, the driver, or a caller of Lookup or Close. They may call Lookup; they must not block: an event loop's posts to its mailbox.
 //
 // RFCs: 1035, 2181 §8 (TTLs), 2308, 3596, 5452, 6891, 7766, 8767, 9520.
 package resolver

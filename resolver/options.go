@@ -47,15 +47,18 @@ type Options struct {
 	MaxInflight int
 	// MaxPerClient is how many lookups may wait for one client, an IPv4 address or an IPv6 /64; default 256. More are Failed without a question.
 	MaxPerClient int
-	// MaxPerZone is how many questions may be open for one domain, by the last two labels of the names, or for one /16 or IPv6 /32 of reverse names; default a quarter of MaxInflight, 64 at least. More are
-	// Failed without a question: one domain with silent name servers, asked for by many clients, leaves the others room.
+	// MaxPerZone is how many questions may be open for one domain, by the last two labels of the names, or for one /16 or IPv6 /32 of reverse
+	// names; default a quarter of MaxInflight, 64 at least. More are Failed without a question: one domain with silent name servers, asked
+	// for by many clients, leaves the others room.
 	MaxPerZone int
 	// Sockets is how many UDP sockets each server gets; default 16, at most MaxSockets. They are opened when there is something to ask.
 	Sockets int
 
-	MinTTL         time.Duration // what is there is kept this long at least; default 5 s
-	MaxTTL         time.Duration // and this long at most; default 24 h
-	MaxNegativeTTL time.Duration // what is not there is kept for the time its SOA record gives, from MinTTL to this; default 15 min, RFC 2308 §5 wants 3 h or less
+	MinTTL time.Duration // what is there is kept this long at least; default 5 s
+	MaxTTL time.Duration // and this long at most; default 24 h
+	// MaxNegativeTTL is how long at most what is not there is kept; within it for the time that its SOA record gives, from MinTTL on. Default 15 min;
+	// RFC 2308 §5 finds more than 3 h troublesome.
+	MaxNegativeTTL time.Duration
 	MinFailureTTL  time.Duration // the first failure of a question is remembered this long; default 5 s, RFC 9520 §3.2 wants 1 s or more
 	MaxFailureTTL  time.Duration // each further one twice as long, up to this; default 1 min, RFC 9520 §3.2 wants 5 min or less
 	MaxStale       time.Duration // how long past its time an answer is served instead of Failed; default 24 h, negative: never
@@ -125,9 +128,15 @@ func (o *Options) complete() ([]netip.AddrPort, error) {
 	if o.CacheBytes < MinCacheBytes {
 		return nil, fmt.Errorf("resolver: a cache of %d bytes is too small, %d is the least", o.CacheBytes, MinCacheBytes)
 	}
-	// The longest TTL and the stale time are added to the clock in nanoseconds.
-	if o.MinTTL > o.MaxTTL || o.MinTTL > o.MaxNegativeTTL || o.MinFailureTTL > o.MaxFailureTTL || o.MaxTTL > 365*24*time.Hour || o.MaxStale > 365*24*time.Hour {
-		return nil, errors.New("resolver: a TTL's minimum is above its maximum, or a maximum is above a year")
+	// These are added to the clock in nanoseconds, which must not overflow.
+	const year = 365 * 24 * time.Hour
+	switch {
+	case o.MinTTL > o.MaxTTL || o.MinTTL > o.MaxNegativeTTL || o.MinFailureTTL > o.MaxFailureTTL:
+		return nil, errors.New("resolver: a TTL's minimum is above its maximum")
+	case max(o.MaxTTL, o.MaxNegativeTTL, o.MaxStale, o.Timeout) > year:
+		return nil, errors.New("resolver: a time above a year")
+	case o.MaxFailureTTL > 5*time.Minute:
+		return nil, errors.New("resolver: failures are remembered for 5 minutes at most (RFC 9520 §3.2)")
 	}
 	if o.Clock == nil {
 		o.Clock = time.Now

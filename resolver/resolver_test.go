@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -797,6 +798,32 @@ func TestSocketsAreReplacedAfterUseAndTime(t *testing.T) {
 	}
 }
 
+// When there are no file descriptors left, the sockets that are open serve on; without any, lookups fail in time.
+func TestSocketsThatCannotBeOpened(t *testing.T) {
+	s := serve(t, says(0, "@ 60 A 192.0.2.1"))
+	var left atomic.Int64
+	left.Store(1)
+	r, clock := resolve(t, Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		if left.Add(-1) < 0 {
+			return nil, syscall.EMFILE
+		}
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}}, s)
+	for i := range 50 {
+		want(t, ask(t, r, a(fmt.Sprintf("n%d.example.net", i))), "[192.0.2.1]")
+	}
+	clock.advance(r, SocketAge)
+	want(t, ask(t, r, a("later.example.net")), "[192.0.2.1]")
+
+	none, clock := resolve(t, Options{Dial: func(context.Context, string, string) (net.Conn, error) { return nil, syscall.EMFILE }}, s)
+	f := start(none, a("example.net"))
+	eventually(t, "it is tried", func() bool { return none.Stats().SocketErrors == 1 })
+	clock.advance(none, busyDelay)
+	eventually(t, "it is tried again", func() bool { return none.Stats().SocketErrors == 2 })
+	clock.advance(none, DefaultTimeout)
+	want(t, f.get(t), "failed")
+}
+
 func TestLimitPerClient(t *testing.T) {
 	s := serve(t, silent)
 	r, clock := resolve(t, Options{MaxPerClient: 3}, s)
@@ -933,6 +960,27 @@ func TestCloseFailsWhatWaits(t *testing.T) {
 	want(t, cached(t, r, a("example.net")), "failed")
 	r.Close()
 	eventually(t, "the goroutines end", func() bool { return runtime.NumGoroutine() <= max(before, servers+4) })
+}
+
+func TestCallbackMayAskAgain(t *testing.T) {
+	s := serve(t, says(0, "@ 60 A 192.0.2.1"))
+	r, _ := resolve(t, Options{}, s)
+	end := make(future, 1)
+	var step func(n int)
+	step = func(n int) {
+		done := func(a spf.Answer) {
+			if n == 20 {
+				end <- a
+				return
+			}
+			step(n + 1)
+		}
+		if a, now := r.Lookup(a(fmt.Sprintf("n%d.example.net", n)), nobody, done); now {
+			done(a)
+		}
+	}
+	step(0)
+	want(t, end.get(t), "[192.0.2.1]")
 }
 
 func TestLookupSyncEndsWithItsContext(t *testing.T) {
@@ -1151,6 +1199,9 @@ func TestOptions(t *testing.T) {
 		{CacheBytes: MinCacheBytes - 1},
 		{Timeout: -1},
 		{MinTTL: time.Hour, MaxTTL: time.Minute},
+		{MaxTTL: 1 << 62},
+		{MaxFailureTTL: time.Hour},
+		{MaxPerZone: -1},
 	} {
 		if r, err := New(o); err == nil {
 			r.Close()

@@ -20,8 +20,8 @@ const (
 	// MaxSocketUses and SocketAge are when a UDP socket is replaced by one with another port.
 	MaxSocketUses = 4096
 	SocketAge     = 2 * time.Minute
-	// MinRetransmit is the shortest time after which a question is asked again. A recursive server's answers take a millisecond or half a second,
-	// by what it has cached; the round trip time alone would ask most of the latter twice.
+	// MinRetransmit is the shortest time after which a question is asked again. A recursive server's answers take a millisecond or half a
+	// second, by what it has cached; the round trip time alone would ask most of the latter twice.
 	MinRetransmit = 300 * time.Millisecond
 	// firstRetransmit is used before a server's round trip time is known, maxRetransmit never exceeded.
 	firstRetransmit = 400 * time.Millisecond
@@ -148,8 +148,8 @@ func (r *Resolver) leaveOut(s *server, now int64) {
 	}
 }
 
-// lose marks c's tries that are older than their time to retransmit, or than age if that is not negative. A TCP connection that is no longer new and has
-// brought nothing since is given up: the other end may have forgotten it.
+// lose marks c's tries that are older than their time to retransmit, or than age if that is not negative. A TCP connection that is no
+// longer new and has brought nothing since is given up: the other end may have forgotten it.
 func (r *Resolver) lose(c *call, now, age int64, fx *effects) {
 	for _, t := range c.tries {
 		if limit := age; !t.lost {
@@ -211,15 +211,15 @@ func (r *Resolver) transmit(c *call, now int64, fx *effects) {
 	if s == nil || c.failed>>s.index&1 != 0 {
 		s = r.pick(c, false)
 	}
-	c.prefer = nil
 	if s == nil {
 		return
 	}
-	first := c.sent == 0
 	if !r.send(c, s, now, fx) {
 		c.tryAt = now + int64(busyDelay)
 		return
 	}
+	first, otherwise := c.sent == 1, c.prefer != nil
+	c.prefer = nil
 	if first {
 		r.hedges = min(r.hedges+HedgeShare, maxHedges)
 		for _, other := range r.servers {
@@ -232,11 +232,14 @@ func (r *Resolver) transmit(c *call, now int64, fx *effects) {
 		if s.down && now >= s.probeAt {
 			s.postpone(now) // all are down; this one is its own probe
 		}
-	} else {
-		r.st.Retransmits++
 	}
-	c.tryAt = now + s.retransmitAfter()<<min(c.retransmits, 4)
-	c.retransmits++
+	if !otherwise { // by TCP or without EDNS0 it is a new question
+		if !first {
+			r.st.Retransmits++
+		}
+		c.retransmits++
+	}
+	c.tryAt = now + s.retransmitAfter()<<min(max(c.retransmits, 1)-1, 4)
 }
 
 // postpone sets the time of the next probe.
@@ -383,28 +386,31 @@ func (r *Resolver) udpLink(c *call, s *server, now int64, fx *effects) *link {
 		}
 		i = (i + 1) % n
 	}
-	l := s.links[i]
-	if l != nil && (l.retired || l.uses >= MaxSocketUses || now-l.opened >= int64(SocketAge)) {
-		r.retire(l, fx)
-		l = nil
+	old := s.links[i]
+	if old != nil && !old.retired && old.uses < MaxSocketUses && now-old.opened < int64(SocketAge) && len(old.pending) < maxPending {
+		return old
 	}
-	if l == nil {
-		if r.closed {
-			return nil
-		}
-		conn, err := r.o.Dial(r.ctx, "udp", s.name)
-		if err != nil {
-			r.st.SocketErrors++
-			return nil
-		}
-		l = &link{server: s, conn: conn, pending: make(map[uint16]*try), opened: now}
-		s.links[i] = l
-		r.all.Add(1)
-		go r.readUDP(l)
-	}
-	if len(l.pending) >= maxPending {
+	if r.closed {
 		return nil
 	}
+	conn, err := r.o.Dial(r.ctx, "udp", s.name)
+	if err != nil {
+		// Out of file descriptors, perhaps: then one that is open must do, however old.
+		r.st.SocketErrors++
+		for _, l := range s.links {
+			if l != nil && !l.retired && len(l.pending) < maxPending {
+				return l
+			}
+		}
+		return nil
+	}
+	if old != nil {
+		r.retire(old, fx)
+	}
+	l := &link{server: s, conn: conn, pending: make(map[uint16]*try), opened: now}
+	s.links[i] = l
+	r.all.Add(1)
+	go r.readUDP(l)
 	return l
 }
 
