@@ -98,6 +98,14 @@ func appendAddress[T text](dst []byte, value T) []byte {
 	return appendPair(dst, "", value)
 }
 
+// plainBytes are those of a token that may stand in a dot-atom too, but for the dot.
+var plainBytes = func() (is [256]bool) {
+	for b := range is {
+		is[b] = b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9' || b < 0x80 && strings.IndexByte("!#$%&'*+-^_`{|}~", byte(b)) >= 0
+	}
+	return is
+}()
+
 // isPlain says that a value needs no quotes.
 func isPlain[T text](value T) bool {
 	if len(value) == 0 || len(value) > maxValueBytes {
@@ -106,17 +114,13 @@ func isPlain[T text](value T) bool {
 	dot := true // before, or at the start
 	for i := range len(value) {
 		switch b := value[i]; {
-		case b == '.':
-			if dot {
-				return false
-			}
-			dot = true
-			continue
-		case b >= 'a' && b <= 'z', b >= 'A' && b <= 'Z', b >= '0' && b <= '9', strings.IndexByte("!#$%&'*+-^_`{|}~", b) >= 0:
-		default:
+		case plainBytes[b]:
+			dot = false
+		case b != '.' || dot:
 			return false
+		default:
+			dot = true
 		}
-		dot = false
 	}
 	return !dot
 }
@@ -139,21 +143,25 @@ func appendComment(dst []byte, texts ...string) []byte {
 // appendEscaped appends text up to maxValueBytes, with a backslash before either mark and before backslashes.
 func appendEscaped[T text](dst []byte, text T, open, end byte) []byte {
 	full := len(dst) + maxValueBytes
-	for i := range len(text) {
-		b := text[i]
-		switch {
-		case b < ' ' || b > '~':
-			b = '?'
-		case b == open || b == end || b == '\\':
-			if len(dst)+2 > full {
-				return dst
-			}
-			dst = append(dst, '\\')
+	for from := 0; ; {
+		i := from
+		for i < len(text) && text[i] >= ' ' && text[i] <= '~' && text[i] != open && text[i] != end && text[i] != '\\' {
+			i++
 		}
-		if len(dst) >= full {
+		if len(dst)+i-from > full {
+			return append(dst, text[from:from+full-len(dst)]...)
+		}
+		if dst = append(dst, text[from:i]...); i == len(text) {
 			return dst
 		}
-		dst = append(dst, b)
+		escaped := [2]byte{'\\', text[i]}
+		special := escaped[:]
+		if text[i] < ' ' || text[i] > '~' {
+			special = append(special[:0], '?')
+		}
+		if len(dst)+len(special) > full {
+			return dst
+		}
+		dst, from = append(dst, special...), i+1
 	}
-	return dst
 }
