@@ -28,7 +28,7 @@
 //
 // There are three, so that none pushes another's entries out, each bounded in bytes: what is there, what is not there (RFC 2308), and
 // what failed (RFC 9520). TTLs are clamped. What was asked for twice is fetched anew in the last tenth of its time. What is past its
-// time is kept MaxStale longer and is served instead of Failed, never instead of an answer (RFC 8767).
+// time is kept MaxStale longer and is served instead of Failed, or when the new answer has not come within StaleAfter (RFC 8767 §5).
 //
 // # Limits
 //
