@@ -82,7 +82,7 @@ func (d *scriptedDNS) Lookup(q spf.Query, _ netip.Addr, done func(spf.Answer)) (
 // answer answers the i-th lookup that waits. false: there is none.
 func (d *scriptedDNS) answer(i int) bool {
 	d.mu.Lock()
-	if i >= len(d.waiting) {
+	if i < 0 || i >= len(d.waiting) {
 		d.mu.Unlock()
 		return false
 	}
