@@ -172,6 +172,44 @@ func TestNothingIsAcknowledgedWhileEverySyncFails(t *testing.T) {
 	fx.mustCommit(10)
 }
 
+// What lies ready for the next mail must not be what keeps it out.
+func TestSpareFilesAreGivenBackWhenTheyTakeTheReserve(t *testing.T) {
+	fx := newFixture(t, Options{MinFree: 10_000})
+	for range 6 { // one segment each, prepared but for the first
+		fx.mustCommit(50_000)
+		if err := fx.prepareStep(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	drain(t, fx.Spool)
+	fx.retireStep()
+	if len(fx.spares) != maxSpares {
+		t.Fatalf("%d spare files, want %d", len(fx.spares), maxSpares)
+	}
+	fx.fs.space = 10_000 // somebody else's files
+	fx.retireStep()
+	if len(fx.spares) != maxSpares {
+		t.Fatalf("%d spare files at the reserve, want %d", len(fx.spares), maxSpares)
+	}
+	fx.fs.space = 9_999
+	if err := fx.Room(); !errors.Is(err, queue.ErrNoSpace) {
+		t.Fatalf("room below the reserve: %v", err)
+	}
+	select {
+	case <-fx.prepareWake: // what follows is the preparing goroutine's
+	default:
+		t.Fatal("nobody is told that space is short")
+	}
+	fx.retireStep()
+	if len(fx.spares) != 0 {
+		t.Fatalf("%d spare files below the reserve", len(fx.spares))
+	}
+	if err := fx.Room(); err != nil {
+		t.Fatalf("the spare files' space did not come back: %v", err)
+	}
+	fx.mustCommit(50_000)
+}
+
 func TestAFullDiskRefusesMailAndRecovers(t *testing.T) {
 	fx := newFixture(t, Options{MinFree: 10_000, SegmentSize: 1 << 20})
 	first := fx.mustCommit(100)

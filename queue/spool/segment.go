@@ -207,18 +207,23 @@ func (s *Spool) prepareLoop() {
 	}
 }
 
-// retireStep keeps a few whole files for reuse and removes the others.
+// retireStep keeps a few whole files for reuse and removes the others. Below the reserve it keeps none: on a small disk it would be they that
+// keep mail out, for ever.
 func (s *Spool) retireStep() {
+	short := s.free() < s.o.MinFree
 	s.mu.Lock()
 	retired := s.retired
 	s.retired = nil
+	if short {
+		retired, s.spares = append(retired, s.spares...), nil
+	}
 	s.mu.Unlock()
 	var removed []uint64
 	for _, seg := range retired {
 		file := s.files.remove(seg)
 		s.mu.Lock()
 		// A file that a sync failed on is not trusted again.
-		keep := file != nil && !seg.cut && seg.size == s.o.SegmentSize && len(s.spares) < maxSpares && !s.closed
+		keep := file != nil && !short && !seg.cut && seg.size == s.o.SegmentSize && len(s.spares) < maxSpares && !s.closed
 		if keep {
 			s.spares = append(s.spares, seg)
 		}

@@ -258,6 +258,7 @@ func (s *Spool) Room() error {
 		return queue.ErrFull
 	}
 	if free := s.free(); s.o.MinFree > 0 && free < s.o.MinFree {
+		s.wakePrepare() // to remove spare files
 		return fmt.Errorf("%w: %d bytes free, %d wanted", queue.ErrNoSpace, free, s.o.MinFree)
 	}
 	return nil
