@@ -100,14 +100,18 @@ func ptrName(addr netip.Addr) string {
 	return reversed(addr) + "ip6.arpa"
 }
 
-// drive asks until an answer has to be waited for, or there is a result. r.mu is held: Lookup does not call back before it returns.
+// drive asks until an answer has to be waited for, or there is a result. r.mu is held, but not while DNS is asked; see spfRun.drive.
 func (r *ptrRun) drive(q spf.Query) {
 	for r.result == iprevWaiting {
+		r.mu.Unlock()
 		a, now := r.p.o.Resolver.Lookup(q, r.client, r.answered)
+		r.mu.Lock()
 		if !now {
 			return
 		}
-		q = r.take(a)
+		if r.result == iprevWaiting {
+			q = r.take(a)
+		}
 	}
 }
 

@@ -12,8 +12,9 @@ import (
 	"github.com/fastedge/fastedge/spf"
 )
 
-// Resolver answers DNS queries. Lookup gives the answer at once, with now true, or calls done exactly once, later, from any goroutine but
-// never within the call, and done must not block. client is whose share of the queries it counts against.
+// Resolver answers DNS queries. Lookup gives the answer at once, with now true, or calls done exactly once, from any other goroutine, perhaps before
+// it has returned, and done must not block. Lookup may call what others wait for, so no lock that these need may be held. client is whose share
+// of the queries it counts against.
 type Resolver interface {
 	Lookup(q spf.Query, client netip.Addr, done func(spf.Answer)) (a spf.Answer, now bool)
 }
@@ -416,7 +417,8 @@ func (r *spfRun) start(p spf.Params) {
 	r.check.Reset(p)
 }
 
-// drive asks until an answer has to be waited for, or the check is over. r.mu is held.
+// drive asks until an answer has to be waited for, or the check is over. r.mu is held, but not while DNS is asked: within one's Lookup the resolver may
+// call back another, and two that did so for each other would wait for ever.
 func (r *spfRun) drive() {
 	for r.running {
 		q, more := r.check.Next()
@@ -424,15 +426,20 @@ func (r *spfRun) drive() {
 			r.over()
 			continue
 		}
+		r.asking = true
+		r.mu.Unlock()
 		a, now := r.s.o.Resolver.Lookup(q, r.client, r.answer)
+		r.mu.Lock()
 		if !now {
-			r.asking = true
-			if r.until.IsZero() {
+			// The answer may have come meanwhile, and gone on with.
+			if r.asking && r.running && r.until.IsZero() {
 				r.limit(r.begun)
 			}
 			return
 		}
-		r.check.Feed(a)
+		if r.asking = false; r.running {
+			r.check.Feed(a)
+		}
 	}
 }
 
