@@ -774,6 +774,75 @@ func TestManyChecksAtOnce(t *testing.T) {
 	answering.Wait()
 }
 
+// narrowDNS lets three lookups wait: one more pushes out the oldest, which fails on the goroutine of the new one.
+type narrowDNS struct{ scriptedDNS }
+
+func (d *narrowDNS) Lookup(q spf.Query, _ netip.Addr, done func(spf.Answer)) (spf.Answer, bool) {
+	d.mu.Lock()
+	var out func(spf.Answer)
+	if len(d.waiting) == 3 {
+		out = d.waiting[0].done
+		d.waiting = d.waiting[1:]
+	}
+	d.waiting = append(d.waiting, heldLookup{q, done})
+	d.mu.Unlock()
+	if out != nil {
+		out(spf.Answer{})
+	}
+	return spf.Answer{}, false
+}
+
+// A lookup of one session may end those of others, on the loop of the one: everybody is answered, and nobody waits for another's lock.
+func TestLookupsThatPushOthersOut(t *testing.T) {
+	dns := &narrowDNS{scriptedDNS{zone: newDNS(spfZone + ptrZone + listZones).zone}}
+	s := mustSPF(t, SPFOptions{Resolver: dns, Enforce: true, HeloFirst: true, Rules: map[spf.Code]SPFRule{spf.Fail: {Code: 550, Message: "5.7.23 fail"},
+		spf.TempError: {Code: 451, Message: "4.7.24 temperror"}}})
+	v := NewResults(ResultsOptions{Hostname: "mx", SPF: s, PTR: NewPTR(PTROptions{Resolver: dns})})
+	lists := mustDNSBL(t, DNSBLOptions{Resolver: dns, Zones: []DNSBLZone{{Zone: "bl.example.org"}, {Zone: "other.example.org"}, {Zone: "wl.example.org", Weight: -1}}})
+	stop := make(chan struct{})
+	var answering, talking sync.WaitGroup
+	answering.Go(func() {
+		for {
+			select {
+			case <-stop:
+				dns.answerAll()
+				return
+			default:
+				if !dns.answer(0) {
+					time.Sleep(10 * time.Microsecond) // lets others run
+				}
+			}
+		}
+	})
+	for range 4 {
+		talking.Go(func() {
+			for i := range 60 {
+				first := newTalk(t, lists, "192.0.2.4", "")
+				if got := first.at(AtConnect); got == "..." {
+					first.decision()
+				}
+				k := newTalk(t, v, "192.0.2.14", "")
+				k.at(AtConnect)
+				k.helo("softfail.example")
+				got := k.mail([]string{"a@fail.example", "a@long.example", "a@pass.example"}[i%3])
+				if got == "..." {
+					got = k.decision()
+				}
+				if got != "550 5.7.23 fail" && got != "451 4.7.24 temperror" {
+					t.Errorf("%q", got)
+				}
+				if k.at(AtMessage) == "..." {
+					k.decision()
+				}
+				k.at(AtClose)
+			}
+		})
+	}
+	talking.Wait()
+	close(stop)
+	answering.Wait()
+}
+
 // warmSPF is a session whose sender's records are all cached: a provider's chain of three.
 func warmSPF(t testing.TB) (v Validator, message func()) {
 	d := newDNS(`TXT big.example v=spf1 include:_spf.provider.example ~all
