@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -14,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -245,55 +243,6 @@ func daemon(t *testing.T, addr, program string, args ...string) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-}
-
-// sendersConfig is a server that enforces SPF, asks servers, and believes any proxy on this machine. more are tables.
-func sendersConfig(admin, servers, more string) string {
-	return edgeConfig("proxy_protocol_from = [\"127.0.0.0/8\"]\n", ourDomain+fmt.Sprintf(`
-[log]
-level = "debug"
-[admin]
-http = %q
-[dns]
-servers = [%q]
-timeout = "2s"
-[spf]
-mode = "enforce"
-timeout = "5s"
-[spf.on.softfail]
-code = 250
-message = "2.1.0 Accepted, although: {reason}"
-[spf.on.temperror]
-code = 451
-[spf.on.permerror]
-code = 550
-`, admin, servers)+more)
-}
-
-// behindProxy connects as a client with another address and reads the greeting, whose beginning is given.
-func behindProxy(t *testing.T, addr, client, greeting string) *smtpClient {
-	t.Helper()
-	c, err := dialSMTP("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	family, to := "TCP4", "127.0.0.1"
-	if strings.Contains(client, ":") {
-		family, to = "TCP6", "::1"
-	}
-	if reply := c.must(t, fmt.Sprintf("PROXY %s %s %s 4444 25\r\n", family, client, to), ""); !matches(greeting, reply) {
-		t.Fatalf("greeting %q, want %s", reply, greeting)
-	}
-	return c
-}
-
-// fields gives the header fields of a message in the queue, unfolded.
-func (p *process) fields(id string) (fields []string) {
-	p.t.Helper()
-	head, _, _ := bytes.Cut(p.fastedge("queue", "cat", id), []byte("\r\n\r\n"))
-	unfolded := regexp.MustCompile(`\r\n[\t ]+`).ReplaceAllString(string(head), " ")
-	return strings.Split(unfolded, "\r\n")
 }
 
 type senderCase struct {
