@@ -152,7 +152,6 @@ func (b *Blocking) Ask(p *Pending) {
 		b.hire()
 	default:
 		b.accepted.Add(-1)
-		b.full.Add(1)
 		j.state.Store(jobOver)
 		b.end(j)
 		b.answer(p, smtpcodec.Reply{}, nil, ErrBusy)
@@ -221,7 +220,6 @@ func (b *Blocking) expire(j *blockingJob) {
 	case b.ctx.Err() != nil:
 		b.answer(j.p, smtpcodec.Reply{}, nil, ErrClosed)
 	case errors.Is(j.ctx.Err(), context.DeadlineExceeded):
-		b.late.Add(1)
 		b.answer(j.p, smtpcodec.Reply{}, nil, ErrLate)
 	}
 	j.cancel()
@@ -232,15 +230,17 @@ func (b *Blocking) answer(p *Pending, reply smtpcodec.Reply, fields []byte, err 
 		p.Done(reply, fields)
 		return
 	}
+	counter := &b.failed
+	switch {
+	case errors.Is(err, ErrBusy):
+		counter = &b.full
+	case errors.Is(err, ErrLate):
+		counter = &b.late
+	}
 	err = fmt.Errorf("%s: %w", b.o.Name, err)
 	if b.o.OnError == Defer {
-		if p.Fail(err) { // false when the client is gone; the session logs it
-			b.failed.Add(1)
-		}
-		return
-	}
-	if p.Done(smtpcodec.Reply{}, nil) {
-		b.failed.Add(1)
+		p.decide(smtpcodec.Reply{}, nil, err, counter) // the session logs it, unless the client is gone
+	} else if p.decide(smtpcodec.Reply{}, nil, nil, counter) {
 		b.logAccepted(p, err)
 	}
 }
@@ -264,9 +264,8 @@ type BlockingStats struct {
 	Queued int // questions that wait for a worker
 	Busy   int // workers with a question
 	Stuck  int // those of them that are past their deadline
-	Full   uint64
-	Late   uint64
-	Failed uint64 // all that OnError answered, Full and Late included
+	// Questions that OnError answered: too many were waiting, no decision in time, and everything else.
+	Full, Late, Failed uint64
 }
 
 // Stats may be called by any goroutine.

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/fastedge/fastedge/envelope"
 	"github.com/fastedge/fastedge/pool"
@@ -215,10 +216,11 @@ func (p *Pending) Fail(err error) bool {
 	if err == nil {
 		err = errors.New("policy: failed without an error")
 	}
-	return p.decide(smtpcodec.Reply{}, nil, err)
+	return p.decide(smtpcodec.Reply{}, nil, err, nil)
 }
 
-func (p *Pending) decide(reply smtpcodec.Reply, fields []byte, err error) bool {
+// decide answers. counter, if there is one, counts an answer that counts, before anybody is woken.
+func (p *Pending) decide(reply smtpcodec.Reply, fields []byte, err error, counter *atomic.Uint64) bool {
 	p.mu.Lock()
 	if p.decided {
 		p.mu.Unlock()

@@ -226,8 +226,8 @@ func (p *parts) newValidators(cfg *config.Config, log *slog.Logger, counted *met
 			p.files = append(p.files, reloadable{"recipients", recipients.Reload})
 		}
 	}
-	p.newSenders(cfg, log, counted, wrong)
 	p.newRules(cfg, log, counted, wrong)
+	p.newSenders(cfg, log, counted, wrong)
 	for i, h := range cfg.Hook {
 		key := "hook[" + strconv.Itoa(i) + "]"
 		v, err := hook.New(hook.Options{

@@ -27,6 +27,7 @@ func (p *parts) newSenders(cfg *config.Config, log *slog.Logger, counted *metric
 			CacheBytes:   int64(cfg.DNS.CacheBytes),
 			MaxInflight:  cfg.DNS.MaxInflight,
 			MaxPerClient: cfg.DNS.MaxPerClient,
+			MaxPerZone:   cfg.DNS.MaxPerZone,
 			Log:          log,
 		})
 		if err != nil {
@@ -35,9 +36,6 @@ func (p *parts) newSenders(cfg *config.Config, log *slog.Logger, counted *metric
 		}
 		p.resolver = r
 		p.closers = append(p.closers, r.Close)
-	}
-	if lists {
-		p.newDNSBL(cfg, log, counted, wrong)
 	}
 	o := policy.ResultsOptions{Hostname: cfg.Hostname} // no Logins: recipients need not know who logs in here, and under which name
 	if spfOn {
@@ -64,6 +62,9 @@ func (p *parts) newSenders(cfg *config.Config, log *slog.Logger, counted *metric
 		if o.PTR != nil {
 			p.add(o.PTR)
 		}
+	}
+	if lists { // behind the lookup of the name, which begins while they are waited for
+		p.newDNSBL(cfg, log, counted, wrong)
 	}
 }
 

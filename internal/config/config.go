@@ -211,6 +211,7 @@ type DNS struct {
 	CacheBytes   Size          `toml:"cache_bytes"`
 	MaxInflight  int           `toml:"max_inflight"`
 	MaxPerClient int           `toml:"max_per_client"`
+	MaxPerZone   int           `toml:"max_per_zone"`
 }
 
 // Queue is [queue].
@@ -332,7 +333,7 @@ func defaults(stateDirectory string) Config {
 			Timeout:   5 * time.Second,
 		},
 		PTR: PTR{Mode: "on"},
-		DNS: DNS{Timeout: 5 * time.Second, CacheBytes: 64 << 20, MaxInflight: 4096, MaxPerClient: 256},
+		DNS: DNS{Timeout: 5 * time.Second, CacheBytes: 64 << 20, MaxInflight: 4096, MaxPerClient: 256, MaxPerZone: 1024},
 		Queue: Queue{
 			Engine:      "spool",
 			Durability:  "fsync",

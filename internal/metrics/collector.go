@@ -237,11 +237,11 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	if sources.Validators != nil {
 		for _, v := range sources.Validators() {
 			gauge(c.validatorQuestions, float64(v.Queued), v.Name, "queued")
-			gauge(c.validatorQuestions, float64(v.Busy-v.Stuck), v.Name, "asked")
+			gauge(c.validatorQuestions, float64(max(v.Busy-v.Stuck, 0)), v.Name, "asked")
 			gauge(c.validatorQuestions, float64(v.Stuck), v.Name, "stuck")
 			counter(c.validatorFailures, v.Full, v.Name, "full")
 			counter(c.validatorFailures, v.Late, v.Name, "late")
-			counter(c.validatorFailures, v.Failed-v.Full-v.Late, v.Name, "error")
+			counter(c.validatorFailures, v.Failed, v.Name, "error")
 		}
 	}
 	if sources.LimitedPrefixes != nil {

@@ -33,7 +33,7 @@ func everySource() Sources {
 		MemoryBudget:   3,
 		LogDropped:     func() uint64 { return 4 },
 		Validators: func() []ValidatorStats {
-			return []ValidatorStats{{Name: "rspamd", Queued: 1, Busy: 3, Stuck: 1, Full: 1, Late: 2, Failed: 7}}
+			return []ValidatorStats{{Name: "rspamd", Queued: 1, Busy: 3, Stuck: 1, Full: 1, Late: 2, Failed: 4}}
 		},
 		LimitedPrefixes:   func() int { return 9 },
 		CertificateExpiry: func() time.Time { return time.Unix(1e9, 0) },
