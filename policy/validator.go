@@ -208,7 +208,7 @@ type Pending struct {
 // Done answers: reply as in Event.Reply (code 0: success), fields as in Event.Fields. Only the first answer counts; true says that it was
 // this one. Any goroutine; it does not block.
 func (p *Pending) Done(reply smtpcodec.Reply, fields []byte) bool {
-	return p.decide(reply, fields, nil)
+	return p.decide(reply, fields, nil, nil)
 }
 
 // Fail answers that the validator could not decide: 451 4.3.0. Like Done otherwise.
@@ -229,6 +229,9 @@ func (p *Pending) decide(reply smtpcodec.Reply, fields []byte, err error, counte
 	p.decided, p.reply, p.fields, p.err, p.body = true, reply, fields, err, nil
 	wake := p.wake
 	p.wake, p.gone = nil, nil
+	if counter != nil {
+		counter.Add(1)
+	}
 	p.mu.Unlock()
 	if wake != nil {
 		wake(p)
