@@ -12,21 +12,21 @@ import (
 // however hostile, can be read as anything but itself.
 //
 //	offset  width  field
-//	0       1      version: 1, or 2 when there is a Client.User
+//	0       1      version: 1, or 2 when there is a Client.User or there are Results
 //	1       16     ID
 //	17      1      bits 0-1 Body, bits 2-3 Ret, bit 4 SMTPUTF8, rest zero
 //	18      8      Arrived, seconds since 1970, signed
 //	26      4      Arrived, nanoseconds, below 10^9
 //	30      16     Client.Session
 //	46             Client.Addr as netip.AddrPort.AppendBinary writes it; Client.Helo; Client.Protocol; Client.Listener;
-//	               version 2: Client.User, not empty; ReversePath; EnvID: bytes each
+//	               version 2: Client.User; Results, not both empty; ReversePath; EnvID: bytes each
 //	               number of recipients: varint
 //	               for each recipient: Notify, 1 byte; Path; ORcpt: bytes
 //
 // Nothing may follow. Each envelope has exactly one form.
 const (
 	codecVersion    = 1
-	codecWithUser   = 2
+	codecWithFacts  = 2
 	codecFixed      = 46
 	minRecipientLen = 3 // notify, two empty strings
 	maxNotify       = NotifyNever | NotifySuccess | NotifyFailure | NotifyDelay
@@ -38,8 +38,8 @@ var ErrBadEnvelope = errors.New("envelope: malformed binary form")
 // AppendBinary appends the binary form of everything but Trace and Data.
 func (e *Envelope) AppendBinary(dst []byte) []byte {
 	version := byte(codecVersion)
-	if len(e.Client.User) > 0 {
-		version = codecWithUser
+	if len(e.Client.User) > 0 || len(e.Results) > 0 {
+		version = codecWithFacts
 	}
 	dst = append(dst, version)
 	dst = append(dst, e.ID[:]...)
@@ -67,8 +67,8 @@ func (e *Envelope) AppendBinary(dst []byte) []byte {
 	dst = appendBytes(dst, e.Client.Helo)
 	dst = appendBytes(dst, e.Client.Protocol)
 	dst = appendBytes(dst, e.Client.Listener)
-	if version == codecWithUser {
-		dst = appendBytes(dst, e.Client.User)
+	if version == codecWithFacts {
+		dst = appendBytes(appendBytes(dst, e.Client.User), e.Results)
 	}
 	dst = appendBytes(dst, e.ReversePath)
 	dst = appendBytes(dst, e.EnvID)
@@ -90,7 +90,7 @@ func appendBytes[T []byte | string](dst []byte, p T) []byte {
 // Decode reads what AppendBinary wrote. The envelope borrows b, which must stay unchanged as long as the envelope is used; it
 // belongs to no List. Memory used is in proportion to len(b), whatever b claims.
 func Decode(b []byte) (*Envelope, error) {
-	if len(b) < codecFixed || b[0] != codecVersion && b[0] != codecWithUser {
+	if len(b) < codecFixed || b[0] != codecVersion && b[0] != codecWithFacts {
 		return nil, ErrBadEnvelope
 	}
 	e := &Envelope{ID: ID(b[1:17])}
@@ -116,8 +116,9 @@ func Decode(b []byte) (*Envelope, error) {
 	e.Client.Helo = r.bytes()
 	e.Client.Protocol = protocolName(r.bytes())
 	e.Client.Listener = string(r.bytes())
-	if b[0] == codecWithUser {
-		if e.Client.User = r.bytes(); len(e.Client.User) == 0 {
+	if b[0] == codecWithFacts {
+		e.Client.User, e.Results = r.bytes(), r.bytes()
+		if len(e.Client.User) == 0 && len(e.Results) == 0 {
 			return nil, ErrBadEnvelope
 		}
 	}

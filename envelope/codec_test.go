@@ -27,7 +27,10 @@ func sampleEnvelopes() []*Envelope {
 		many.Recipients = append(many.Recipients, Recipient{Path: fmt.Appendf(nil, "r%d@example.org", i)})
 	}
 	mapped := &Envelope{Client: Client{Addr: netip.MustParseAddrPort("[::ffff:192.0.2.1]:1")}}
-	return []*Envelope{{}, full, many, mapped}
+	user := &Envelope{Client: Client{User: []byte("alice")}}
+	facts := &Envelope{Client: Client{User: []byte("alice")}, Results: []byte("spf=pass smtp.mailfrom=a@example.net")}
+	results := &Envelope{Results: []byte("spf=none")}
+	return []*Envelope{{}, full, many, mapped, user, facts, results}
 }
 
 func TestDecodeGivesBackWhatWasAppended(t *testing.T) {

@@ -74,6 +74,7 @@ type Envelope struct {
 	Recipients  []Recipient
 	Client      Client
 	Arrived     time.Time
+	Results     []byte     // what was found out about client and sender, as in Authentication-Results (RFC 8601) behind our name; empty when nothing was
 	Trace       []byte     // our header fields, Received the last, CRLF included; they stand before Data when the message is handed on
 	Data        pool.Chain // message data as sent, dot-stuffing removed
 
@@ -109,7 +110,7 @@ func (e *Envelope) CloneHead() *Envelope {
 	c.Data, c.arena, c.home = pool.Chain{}, nil, nil
 	c.ReversePath, c.EnvID = slices.Clone(e.ReversePath), slices.Clone(e.EnvID)
 	c.Client.Helo, c.Client.User = slices.Clone(e.Client.Helo), slices.Clone(e.Client.User)
-	c.Trace = slices.Clone(e.Trace)
+	c.Trace, c.Results = slices.Clone(e.Trace), slices.Clone(e.Results)
 	c.Recipients = slices.Clone(e.Recipients)
 	for i := range c.Recipients {
 		r := &c.Recipients[i]

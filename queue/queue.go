@@ -158,6 +158,8 @@ type Entry struct {
 	Recipients  []EntryRcpt `json:"recipients"`
 	Client      string      `json:"client"`
 	Helo        string      `json:"helo"`
+	User        string      `json:"user,omitempty"`    // who had logged in
+	Results     string      `json:"results,omitempty"` // of SPF and the like, as in Authentication-Results
 	Protocol    string      `json:"protocol"`
 	Listener    string      `json:"listener"`
 	Attempts    int         `json:"attempts"`

@@ -320,6 +320,10 @@ func (s *Session) TakeEnvelope(id envelope.ID) *envelope.Envelope {
 	tx := s.tx
 	env := tx.env
 	env.ID, tx.id = id, id
+	if len(tx.fields) > 0 {
+		s.res.scratch = appendResults(s.res.scratch[:0], tx.fields)
+		env.Results = env.Keep(s.res.scratch)
+	}
 	s.res.scratch = append(s.res.scratch[:0], tx.fields...)
 	s.res.scratch = appendReceived(s.res.scratch, env, s.peer.TLS, tx.host, s.sv.Hostname)
 	env.Trace = env.Keep(s.res.scratch)

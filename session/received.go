@@ -53,6 +53,31 @@ func appendReceived(dst []byte, env *envelope.Envelope, tls *policy.TLS, host, h
 	return append(dst, "\r\n"...)
 }
 
+// appendResults appends what the Authentication-Results among fields that we have made say, behind our name and unfolded.
+func appendResults(dst, fields []byte) []byte {
+	const name = "Authentication-Results:"
+	found := false
+	for line := range bytes.SplitAfterSeq(fields, []byte("\r\n")) {
+		if len(line) == 0 {
+			break
+		}
+		switch first := line[0] != '\t' && line[0] != ' '; {
+		case first && len(dst) == 0 && bytes.HasPrefix(line, []byte(name)): // ours is the first; a milter may have one of its own
+			_, rest, _ := bytes.Cut(line, []byte(";"))
+			dst = append(dst, bytes.TrimSpace(rest)...)
+			found = true
+		case first:
+			found = false
+		case found:
+			if len(dst) > 0 {
+				dst = append(dst, ' ')
+			}
+			dst = append(dst, bytes.TrimSpace(line)...)
+		}
+	}
+	return dst
+}
+
 // appendWord appends a HELO name. What is neither part of a host name nor of an address literal becomes '?': a parenthesis would open
 // a comment, a semicolon would begin the date.
 func appendWord(dst, p []byte) []byte {

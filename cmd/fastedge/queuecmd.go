@@ -273,6 +273,12 @@ func show(w io.Writer, e queue.Entry) error {
 	line("from", path(e.ReversePath))
 	line("client", e.Client)
 	line("helo", e.Helo)
+	if e.User != "" {
+		line("user", e.User)
+	}
+	if e.Results != "" {
+		line("results", e.Results)
+	}
 	line("protocol", e.Protocol)
 	line("listener", e.Listener)
 	line("attempts", strconv.Itoa(e.Attempts))

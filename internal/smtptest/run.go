@@ -367,6 +367,9 @@ func describe(env *envelope.Envelope) string {
 	if user := env.Client.User; len(user) > 0 {
 		fmt.Fprintf(&b, " | user %s", user)
 	}
+	if len(env.Results) > 0 {
+		fmt.Fprintf(&b, " | results %s", env.Results)
+	}
 	if fields, _, _ := bytes.Cut(env.Trace, []byte("Received: ")); len(fields) > 0 {
 		fmt.Fprintf(&b, " | fields %q", fields)
 	}

@@ -115,6 +115,7 @@ func (s *Spool) entry(m *message) (e queue.Entry, ok bool) {
 		e.Client = env.Client.Addr.String()
 	}
 	e.Helo, e.Protocol, e.Listener = string(env.Client.Helo), env.Client.Protocol, env.Client.Listener
+	e.User, e.Results = string(env.Client.User), string(env.Results)
 	e.Recipients = make([]queue.EntryRcpt, len(env.Recipients))
 	outcomes := m.outcomes()
 	for i := range env.Recipients {
