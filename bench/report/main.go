@@ -9,7 +9,7 @@
 //	report figures RUN                         # what is used of a run of the load generator, on one line
 //	report quiet PID                           # CPU time of a process and its descendants, once they have come to rest
 //	report evidence -port PORT TRACE MARK…     # class of a server, from what strace saw
-//	report collect [-connections N] [-kind KIND] [-merge RESULT] FACTS RUNS
+//	report collect [-connections N] [-kind KIND] [-gobench OUTPUT] [-merge RESULT] FACTS RUNS
 //	report gobench FACTS OUTPUT                # one JSON object for each run, or the output of go test -bench, to a result
 //
 // These files say where a table goes with a pair of markers, each on a line of its own:
@@ -70,19 +70,25 @@ func run(args []string) error {
 	case "collect":
 		fl := flag.NewFlagSet("collect", flag.ContinueOnError)
 		connections := fl.Int("connections", 0, "connections open at the same time")
-		kind := fl.String("kind", "", "of the tables: tls, policy or stalled")
+		kind := fl.String("kind", "", "of the tables: tls, policy, stalled or spf")
+		bench := fl.String("gobench", "", "output of go test -bench, to be added")
 		old := fl.String("merge", "", "a result whose other servers and scenarios are kept")
 		if err := fl.Parse(args[1:]); err != nil {
 			return err
 		}
 		if fl.NArg() != 2 {
-			return errors.New("usage: report collect [-connections N] [-kind KIND] [-merge RESULT] FACTS RUNS")
+			return errors.New("usage: report collect [-connections N] [-kind KIND] [-gobench OUTPUT] [-merge RESULT] FACTS RUNS")
 		}
 		res, err := fromFiles(fl.Arg(0), fl.Arg(1), collect)
 		if err != nil {
 			return err
 		}
 		res.Connections, res.Kind = *connections, *kind
+		if *bench != "" {
+			if err := res.addGo(*bench); err != nil {
+				return err
+			}
+		}
 		if *old != "" {
 			if err := res.merge(*old); err != nil {
 				return err

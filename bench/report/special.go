@@ -39,6 +39,8 @@ func (res *result) special(all bool) (string, error) {
 		tables = [][][]string{res.policyCells()}
 	case "stalled":
 		tables = [][][]string{res.stalledCells()}
+	case "spf":
+		tables = res.spfCells()
 	default:
 		return "", fmt.Errorf("no tables for results of the kind %q", res.Kind)
 	}

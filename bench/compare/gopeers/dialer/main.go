@@ -8,6 +8,9 @@
 //	dialer login ADDRESS N SECONDS               # connect, EHLO, AUTH LOGIN; then silence, or from every second one a byte a second
 //	dialer handshake+login ADDRESS N SECONDS     # N of each
 //	dialer heap ADDRESS                          # bytes of live heap of a Go program with net/http/pprof
+//	dialer dns ADDRESS                           # a DNS server with records of senders, and a domain for which it is silent
+//	dialer checks ADDRESS N SECONDS              # PROXY, EHLO, MAIL by a sender of that domain; then what they were answered
+//	dialer senders ADDRESS N                     # PROXY, EHLO, MAIL by senders of other domains; how long the replies took
 //
 // The holding ones print "N held" as soon as they are, connect again when the server closes, and end after SECONDS or by TERM.
 package main
@@ -49,7 +52,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("usage: dialer certificate DIR | sessions [flags] ADDRESS N | hold|handshake|login [flags] ADDRESS N SECONDS | heap ADDRESS")
+var errUsage = errors.New("usage: dialer certificate DIR | sessions [flags] ADDRESS N | hold|handshake|login [flags] ADDRESS N SECONDS | heap|dns ADDRESS | checks ADDRESS N SECONDS | senders ADDRESS N")
 
 func run(args []string) error {
 	if len(args) == 0 {
@@ -77,6 +80,14 @@ func run(args []string) error {
 		return certificate(fl.Arg(0))
 	case verb == "heap" && fl.NArg() == 1:
 		return heap(fl.Arg(0))
+	case verb == "dns" && fl.NArg() == 1:
+		return dns(fl.Arg(0))
+	case verb == "checks" && fl.NArg() == 3 && n > 0 && seconds > 0:
+		t.proxied = true
+		return t.checks(n, seconds)
+	case verb == "senders" && fl.NArg() == 2 && n > 0:
+		t.proxied = true
+		return t.senders(n)
 	case verb == "sessions" && fl.NArg() == 2 && n > 0:
 		return t.sessions(n, *connections)
 	case fl.NArg() == 3 && n > 0 && seconds > 0:
@@ -97,6 +108,7 @@ func run(args []string) error {
 type talk struct {
 	address string
 	config  *tls.Config // nil: in clear
+	proxied bool        // begin with the PROXY protocol
 	next    atomic.Uint32
 	tickets atomic.Int64
 
@@ -128,9 +140,10 @@ const ipBindAddressNoPort = 24
 
 // dial connects from one of 250 addresses and reads the greeting.
 func (t *talk) dial() (*client, error) {
+	i := t.next.Add(1)
 	d := net.Dialer{
 		Timeout:   patience,
-		LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+t.next.Add(1)%250))},
+		LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+i%250))},
 		Control: func(_, _ string, c syscall.RawConn) error {
 			return c.Control(func(fd uintptr) {
 				_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_IP, ipBindAddressNoPort, 1)
@@ -143,6 +156,9 @@ func (t *talk) dial() (*client, error) {
 	}
 	c := &client{conn, bufio.NewReaderSize(conn, 1024)}
 	_ = c.SetDeadline(time.Now().Add(patience))
+	if t.proxied {
+		_, _ = io.WriteString(c, proxyHeader(i)) // what comes instead of the greeting tells
+	}
 	if err := c.expect("220"); err != nil {
 		conn.Close()
 		return nil, err

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"os"
+	"strings"
+)
+
+// addGo appends what go test -bench has printed, or what looks like it.
+func (res *result) addGo(path string) error {
+	output, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	more, err := collectGo([]byte("{}"), output)
+	if err != nil {
+		return err
+	}
+	res.Rows = append(res.Rows, more.Rows...)
+	return nil
+}
+
+// spfCells are the tables of bench/spf: the evaluator alone, a server without and with SPF, and what others notice of checks that wait.
+func (res *result) spfCells() [][][]string {
+	const chain, silent, clients = "ProviderChain/", "ChecksBesideASilentDomain/", "ClientsBesideASilentDomain/"
+	checks := [][]string{{"five records", "a check", "checks a second", "allocations", "× blitiri.com.ar/go/spf"}}
+	peer := res.row("spf", chain+"blitiri")
+	for _, line := range []struct{ name, as string }{{"cached", "cached, parsed before"}, {"parsing", "cached, parsed each time"}, {"blitiri", "blitiri.com.ar/go/spf"}} {
+		w := res.row("spf", chain+line.name)
+		if w == nil || peer == nil {
+			continue
+		}
+		ns := w.Metrics["ns/op"]
+		checks = append(checks, []string{line.as, duration(ns), number(1e9 / ns.Median), median(w.Metrics["allocs/op"]),
+			pair(peer.Metrics["ns/op"], ns, func(a, b float64) float64 { return a / b }).String()})
+	}
+	for _, line := range []struct{ name, as string }{{"mail", "with resolver and policy: MAIL"}, {"mail+message", "MAIL, and the header fields"}} {
+		if w := res.row("bench", "CachedSender/"+line.name); w != nil {
+			checks = append(checks, []string{line.as, duration(w.Metrics["ns/op"]), number(1e9 / w.Metrics["ns/op"].Median), median(w.Metrics["allocs/op"]), ""})
+		}
+	}
+
+	cpu := [][]string{{"load", "spf.mode off, CPU µs", "enforce, CPU µs", "growth in a round, µs"}}
+	for _, sc := range scenarioNames {
+		without, with := res.cpu(sc.id, "fastedge-spf-off"), res.cpu(sc.id, "fastedge-spf")
+		if without != nil && with != nil {
+			cpu = append(cpu, []string{sc.name, without.String(), with.String(), with.minus(without).String()})
+		}
+	}
+
+	beside := [][]string{{"beside checks that wait", "new sender: p50, µs", "p99, µs", "bytes for each that waits"}}
+	through := [][]string{{"beside clients that wait", "ack p50, ms", "ack p99, ms", "MAIL by a new sender: p50, ms", "p99, ms", "RSS, bytes for each that waits", "they were deferred after, s"}}
+	for _, w := range res.Rows {
+		m := w.Metrics
+		if n, ok := strings.CutPrefix(w.Server, silent+"waiting="); ok {
+			beside = append(beside, []string{n, m["p50-µs"].String(), m["p99-µs"].String(), m["B/waiting"].String()})
+		}
+		if n, ok := strings.CutPrefix(w.Server, clients+"waiting="); ok {
+			ended := ""
+			if m["first-s"] != nil && m["last-s"] != nil {
+				ended = number(m["first-s"].Min) + "–" + number(m["last-s"].Max)
+			}
+			through = append(through, []string{n, m["ack-p50-ms"].String(), m["ack-p99-ms"].String(), m["mail-p50-ms"].String(), m["mail-p99-ms"].String(),
+				m["B/waiting"].String(), ended})
+		}
+	}
+	return [][][]string{checks, cpu, beside, through}
+}
