@@ -39,11 +39,11 @@ func (res *result) spfCells() [][][]string {
 		}
 	}
 
-	cpu := [][]string{{"load", "spf.mode off, CPU µs", "enforce, CPU µs", "growth in a round, µs"}}
+	cpu := [][]string{{"load", "spf.mode off, CPU µs", "enforce, no header fields: growth in a round, µs", "enforce, CPU µs", "growth in a round, µs"}}
 	for _, sc := range scenarioNames {
-		without, with := res.cpu(sc.id, "fastedge-spf-off"), res.cpu(sc.id, "fastedge-spf")
+		without, bare, with := res.cpu(sc.id, "fastedge-spf-off"), res.cpu(sc.id, "fastedge-spf-bare"), res.cpu(sc.id, "fastedge-spf")
 		if without != nil && with != nil {
-			cpu = append(cpu, []string{sc.name, without.String(), with.String(), with.minus(without).String()})
+			cpu = append(cpu, []string{sc.name, without.String(), bare.minus(without).String(), with.String(), with.minus(without).String()})
 		}
 	}
 
@@ -52,7 +52,7 @@ func (res *result) spfCells() [][][]string {
 	for _, w := range res.Rows {
 		m := w.Metrics
 		if n, ok := strings.CutPrefix(w.Server, silent+"waiting="); ok {
-			beside = append(beside, []string{n, m["p50-µs"].String(), m["p99-µs"].String(), m["B/waiting"].String()})
+			beside = append(beside, []string{strings.Replace(n, "-of-one", ", all of one domain", 1), m["p50-µs"].String(), m["p99-µs"].String(), m["B/waiting"].String()})
 		}
 		if n, ok := strings.CutPrefix(w.Server, clients+"waiting="); ok {
 			ended := ""
