@@ -185,7 +185,7 @@ func BenchmarkChecksBesideASilentDomain(b *testing.B) {
 	}{{"waiting=0", 0, false}, {"waiting=50000", 50_000, false}, {"waiting=50000-of-one", 50_000, true}} {
 		b.Run(c.name, func(b *testing.B) {
 			waiting := c.waiting
-			s := newSenders(b, waiting, 15*time.Second)
+			s := newSenders(b, waiting, 8*time.Second)
 			before := heap()
 			s.tarpit(b, waiting, c.one)
 			var each float64
