@@ -53,7 +53,7 @@ func (res *result) special(all bool) (string, error) {
 
 // tlsCells has a line for each server.
 func (res *result) tlsCells() [][]string {
-	cells := [][]string{{"server", "on disk before the 250", "handshake, CPU µs", "a CPU-second", "hybrid, µs", "1 MiB: CPU µs", "with TLS", "MiB a CPU-second", "idle: heap, bytes", "PSS"}}
+	cells := [][]string{{"server", "on disk before the 250", "handshake, CPU µs", "handshakes a CPU-second", "hybrid, µs", "1 MiB: CPU µs", "with TLS", "MiB a CPU-second", "idle: heap, bytes", "PSS"}}
 	for _, s := range res.Servers {
 		plain, secure, hybrid := res.cpu(plainSession, s.Name), res.cpu(tlsSession, s.Name), res.cpu(hybridSession, s.Name)
 		if w := res.row(hybridSession, s.Name); w != nil && !strings.Contains(w.Security, "MLKEM") {
