@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
@@ -173,33 +172,22 @@ func checkedPassword(p string) (string, error) {
 	return p, nil
 }
 
-// prompt reads a line without echo, and leaves the terminal as it was when it is interrupted.
+// prompt reads a line without echo. The echo is off before the prompt is shown: somebody may type ahead of it.
 func (a *app) prompt(f *os.File, text string) (string, error) {
 	fd := int(f.Fd())
-	before, err := term.GetState(fd)
+	before, err := term.MakeRaw(fd) // control-C is a byte then, which ends ReadPassword
 	if err != nil {
 		return "", err
 	}
-	interrupted, done := make(chan os.Signal, 1), make(chan struct{})
-	signal.Notify(interrupted, os.Interrupt)
-	defer signal.Stop(interrupted)
-	defer close(done)
-	go func() {
-		select {
-		case <-interrupted:
-			_ = term.Restore(fd, before)
-			fmt.Fprintln(a.stderr)
-			os.Exit(exitFailure)
-		case <-done:
-		}
-	}()
-	fmt.Fprint(a.stderr, text)
-	line, err := term.ReadPassword(fd)
-	fmt.Fprintln(a.stderr)
+	defer term.Restore(fd, before)
+	line, err := term.NewTerminal(struct {
+		io.Reader
+		io.Writer
+	}{f, a.stderr}, "").ReadPassword(text)
 	if err != nil {
 		return "", fmt.Errorf("password from the terminal: %w", err)
 	}
-	return string(line), nil
+	return line, nil
 }
 
 // Run removes all the users or none.
