@@ -194,7 +194,7 @@ func (e *dovecotExchange) next(ctx context.Context, response []byte, done func(c
 // begin is the AUTH line. Values are escaped: a client chooses some of them.
 func (e *dovecotExchange) begin(id uint32, response []byte) []byte {
 	line := fmt.Appendf(nil, "AUTH\t%d\t%s\tservice=%s\tnologin", id, e.mechanism, escapeDovecot(e.d.o.Service))
-	if e.peer.TLS != nil || e.peer.Addr.Addr().Unmap().IsLoopback() {
+	if e.peer.TLS != nil || e.peer.Secured || e.peer.Addr.Addr().Unmap().IsLoopback() {
 		line = append(line, "\tsecured"...)
 	}
 	if a := e.peer.Addr; a.IsValid() {

@@ -123,7 +123,7 @@ func (h *HTTP) CheckIdentity(ctx context.Context, l Login) (string, error) { ret
 func (h *HTTP) ask(ctx context.Context, l Login) (string, error) {
 	q := HTTPQuestion{
 		Mechanism: l.Mechanism, User: l.User, ActAs: l.ActAs, Password: l.Password, Token: l.Token,
-		ClientPort: l.Peer.Addr.Port(), Helo: l.Peer.Helo, Listener: l.Peer.Listener, Session: l.Peer.Session, TLS: l.Peer.TLS != nil,
+		ClientPort: l.Peer.Addr.Port(), Helo: l.Peer.Helo, Listener: l.Peer.Listener, Session: l.Peer.Session, TLS: l.Peer.TLS != nil || l.Peer.Secured,
 	}
 	if a := l.Peer.Addr.Addr(); a.IsValid() {
 		q.ClientAddress = a.Unmap().String()

@@ -21,11 +21,12 @@ import (
 // advance runs the mechanism on one response. It ends in one call of finish, perhaps later, from a store's goroutine.
 // Runs on: worker.
 func (x *Exchange) advance(st *step) {
+	// At each step: an exchange may have begun before the others from its address failed.
+	if !x.s.throttle.allowsAddress(x.peer.Addr.Addr()) {
+		st.conclude(errThrottled)
+		return
+	}
 	if x.steps == 0 {
-		if !x.s.throttle.allowsAddress(x.peer.Addr.Addr()) {
-			st.conclude(errThrottled)
-			return
-		}
 		x.start()
 	}
 	if x.steps++; x.steps > MaxSteps {

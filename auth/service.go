@@ -82,7 +82,8 @@ type Peer struct {
 	Listener    string
 	Helo        string
 	Session     string               // for logs and stores
-	TLS         *tls.ConnectionState // nil in clear
+	TLS         *tls.ConnectionState // ours; nil in clear, and where a proxy has ended it
+	Secured     bool                 // the client's way to this machine is encrypted, by us or a proxy, or it is on this machine
 	Certificate string               // identity of a verified client certificate, for EXTERNAL; "" = none
 	// ServerCertificate is the leaf that the server showed in the handshake, for channel binding tls-server-end-point; nil: only
 	// tls-exporter, which needs TLS 1.3.

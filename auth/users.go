@@ -282,6 +282,10 @@ func Load(path string) (*Table, error) {
 }
 
 func readUsers(path string) (text []byte, info os.FileInfo, err error) {
+	// Before it is opened: opening a pipe would wait, and with it every other file that is watched.
+	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() && !fi.IsDir() {
+		return nil, nil, fmt.Errorf("auth: users file: %s is not a file", path)
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, nil, fmt.Errorf("auth: users file: %w", err)

@@ -75,6 +75,7 @@ func (c *conn) authPeer() auth.Peer {
 		Listener:    c.name(),
 		Helo:        string(c.sess.Helo()),
 		Session:     p.ID.String(),
+		Secured:     p.TLS != nil || !p.Addr.IsValid(), // a unix socket has no address
 		Certificate: certificateIdentity(p.TLS),
 		Offered:     c.lst().Session.Auth,
 	}

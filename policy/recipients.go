@@ -73,6 +73,10 @@ func LoadRecipients(path, delimiters string) (*RecipientMap, error) {
 }
 
 func loadRecipients(path, delimiters string) (*RecipientMap, os.FileInfo, error) {
+	// Before it is opened: opening a pipe would wait, and with it every other file that is watched.
+	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() && !fi.IsDir() {
+		return nil, nil, fmt.Errorf("policy: recipients: %s is not a file", path)
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, nil, fmt.Errorf("policy: recipients: %w", err)

@@ -95,7 +95,7 @@ func malformedRcpt(arg []byte) bool {
 func (s *Session) command(line []byte, status smtpcodec.LineStatus, now time.Time, out []byte) []byte {
 	if status == smtpcodec.LineBare {
 		// RFC 5321 §2.3.8. Nothing in the line is run: a next hop, or a client, that takes LF for a line end sees several commands.
-		return s.refuse(out, StageOther, &refuseBareInCommand, line)
+		return s.refuse(out, StageOther, &refuseBareInCommand, s.tellable(line))
 	}
 	verb, arg := smtpcodec.ParseCommand(line)
 	c := &commands[verb]
@@ -126,9 +126,22 @@ func (s *Session) command(line []byte, status smtpcodec.LineStatus, now time.Tim
 		// Only looked at here, because run parses for itself.
 		return s.refuse(out, c.stage, &refuseSyntax, arg)
 	case verb == smtpcodec.VerbUnknown:
-		return s.refuse(out, c.stage, c.otherwise, line)
+		return s.refuse(out, c.stage, c.otherwise, s.tellable(line))
 	}
 	return s.refuse(out, c.stage, c.otherwise, told)
+}
+
+// tellable is what observers, who write arguments down, may see of a line that is no command: it may be AUTH with a line end or a blank too
+// many, whose response is a password, or the response alone, of a client that does not wait for replies.
+func (s *Session) tellable(line []byte) []byte {
+	if len(s.sv.Auth) > 0 {
+		return nil
+	}
+	line = bytes.TrimLeft(line, " \t")
+	if end := bytes.IndexAny(line, " \t"); end >= 0 {
+		line = line[:end]
+	}
+	return line
 }
 
 // maxHeloBytes is the longest domain (RFC 5321 §4.5.3.1.2).

@@ -27,15 +27,16 @@ const rateWindow = time.Minute
 
 // dataTime starts the time for the data of a message.
 func (s *Session) dataTime(now time.Time) {
-	s.tx.dataDeadline = now.Add(s.sv.DataTimeout)
-	s.dataDeadline(now)
+	s.tx.dataDeadline, s.tx.look = now.Add(s.sv.DataTimeout), now.Add(rateWindow)
+	s.dataDeadline()
 }
 
-// dataDeadline sets the session's deadline while data comes in: the end of the time for it, or the next look at its rate.
-func (s *Session) dataDeadline(now time.Time) {
+// dataDeadline sets the session's deadline while data comes in: the end of the time for it, or the next look at its rate. A new BDAT puts
+// off neither.
+func (s *Session) dataDeadline() {
 	s.deadline = s.tx.dataDeadline
-	if look := now.Add(rateWindow); s.sv.MinDataRate > 0 && look.Before(s.deadline) {
-		s.deadline = look
+	if s.sv.MinDataRate > 0 && s.tx.look.Before(s.deadline) {
+		s.deadline = s.tx.look
 	}
 }
 
@@ -53,8 +54,8 @@ func (s *Session) keepsUp(now time.Time) bool {
 	if came < s.sv.MinDataRate*int64(rateWindow/time.Second) {
 		return false
 	}
-	s.tx.lookedAt = s.tx.size
-	s.dataDeadline(now)
+	s.tx.lookedAt, s.tx.look = s.tx.size, now.Add(rateWindow)
+	s.dataDeadline()
 	return true
 }
 
@@ -121,7 +122,7 @@ func (s *Session) bdat(arg []byte, now time.Time, out []byte) []byte {
 		s.phase = phaseCommand
 		return s.judge(policy.AtData, now, out)
 	}
-	s.dataDeadline(now)
+	s.dataDeadline()
 	return out
 }
 

@@ -180,6 +180,9 @@ func (s *Session) goOn(r smtpcodec.Reply, fields []byte, err error, now time.Tim
 	} else {
 		out = s.judgeFrom(at, next, now, out)
 	}
+	if s.phase == phaseChunk && s.chunkLeft == 0 { // a BDAT without octets: no input will come that could end it
+		out = s.endChunk(now, out)
+	}
 	out = s.settle(out, now)
 	return out, s.step()
 }

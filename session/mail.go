@@ -17,8 +17,9 @@ type transaction struct {
 	recipients   int   // accepted
 	announced    int64 // SIZE= of MAIL, 0 when there was none
 	dataDeadline time.Time
-	lookedAt     int64 // size when the data rate was last looked at
-	wasted       bool  // data is decoded and thrown away; verdict says why
+	look         time.Time // the next look at the data rate
+	lookedAt     int64     // size at the last one
+	wasted       bool      // data is decoded and thrown away; verdict says why
 	outOfMemory  bool
 
 	// The path in question, and what came with a forward-path. They borrow from the command, or from asked while validators are asked.

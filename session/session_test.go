@@ -259,7 +259,7 @@ func TestObserverIsToldOfEachDecision(t *testing.T) {
 		"500", "250-", "250-", "250-", "250-", "250-", "250-", "250-", "250-", "250-", "250 ", "250 2.1.0", "501", "250", "250", "354", "552", "552", "221")
 	wantReplied := []note{{StageOther, 500, 0, ""}, {StageHelo, 250, 0, ""}, {StageMail, 250, 0, ""}, {StageRcpt, 501, 0, ""},
 		{StageRcpt, 250, 0, ""}, {StageRcpt, 250, 0, ""}, {StageData, 354, 0, ""}, {StageMessage, 552, 0, ""}, {StageOther, 221, 0, ""}}
-	wantRefused := []note{{StageOther, 500, ReasonUnknownCommand, "FOO bar"}, {StageRcpt, 501, ReasonBadRecipient, "TO:<b>"},
+	wantRefused := []note{{StageOther, 500, ReasonUnknownCommand, "FOO"}, {StageRcpt, 501, ReasonBadRecipient, "TO:<b>"},
 		{StageMessage, 552, ReasonSize, ""}}
 	if fmt.Sprint(book.replied) != fmt.Sprint(wantReplied) {
 		t.Errorf("replied %v\nwant    %v", book.replied, wantReplied)

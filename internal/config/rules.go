@@ -91,7 +91,11 @@ func (l *loader) openRelay() {
 	c := l.cfg
 	for i, one := range c.Listen {
 		relayFrom := listenKey(i, "relay_from")
-		if one.Address.Network == "" || one.Address.IsLocal() || l.bad[listenKey(i, "address")] || l.bad[relayFrom] || l.bad["domains.accept"] {
+		if one.Address.Network == "" || l.bad[listenKey(i, "address")] || l.bad[relayFrom] || l.bad["domains.accept"] {
+			continue
+		}
+		// Who comes through a proxy is not on this machine, though the proxy may be.
+		if one.Address.IsLocal() && len(one.ProxyProtocolFrom) == 0 {
 			continue
 		}
 		everybody := slices.IndexFunc(one.RelayFrom, tooWide)
@@ -100,6 +104,7 @@ func (l *loader) openRelay() {
 			l.reportAt(relayFrom, fmt.Sprintf("%v would make %v an open relay: name the networks that are yours", one.RelayFrom[everybody], one.Address))
 		case one.AuthRequired && len(one.Auth) > 0:
 			// Whoever has logged in may send anywhere, and nobody else anything.
+		case one.Address.IsLocal(): // mail for nowhere is no harm there
 		case len(c.Domains.Accept) == 0 && !slices.ContainsFunc(one.RelayFrom, func(p netip.Prefix) bool { return !p.Addr().IsLoopback() }):
 			l.reportAt(listenKey(i, "address"), fmt.Sprintf(
 				"%v is open to other machines: set domains.accept, or relay_from or auth_required of this listener", one.Address))

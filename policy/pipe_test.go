@@ -1,0 +1,18 @@
+package policy
+
+import (
+	"path/filepath"
+	"syscall"
+	"testing"
+)
+
+// A pipe in place of the file would make whoever opens it wait, for ever as likely as not.
+func TestAPipeIsNoListOfRecipients(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Skip(err)
+	}
+	if _, err := LoadRecipients(path, "+"); err == nil {
+		t.Error("loaded")
+	}
+}
