@@ -100,12 +100,12 @@ func (res *result) tlsIdleCells() [][]string {
 	return cells
 }
 
-// policyCells sets fastedge-policy beside fastedge. The growth is of each round, and the median of these: within a round both had the same
+// policyCells sets fastedge-policy beside fastedge-strangers. The growth is of each round, and the median of these: within a round both had the same
 // neighbours.
 func (res *result) policyCells() [][]string {
 	cells := [][]string{{"load", "without, CPU µs", "with, CPU µs", "growth in a round"}}
 	for _, sc := range scenarioNames {
-		without, with := res.cpu(sc.id, "fastedge"), res.cpu(sc.id, "fastedge-policy")
+		without, with := res.cpu(sc.id, "fastedge-strangers"), res.cpu(sc.id, "fastedge-policy")
 		if without == nil || with == nil {
 			continue
 		}

@@ -68,9 +68,9 @@ func TestSessionsThatAgreeOnSomethingElseOrCouldResumeFail(t *testing.T) {
 func TestGrowthIsThatOfEachRound(t *testing.T) {
 	var runs strings.Builder
 	for _, r := range []string{
-		`"server": "fastedge", "cpu_seconds": 0.004`, `"server": "fastedge-policy", "cpu_seconds": 0.0042`,
-		`"server": "fastedge", "cpu_seconds": 0.008`, `"server": "fastedge-policy", "cpu_seconds": 0.0088`,
-		`"server": "fastedge", "cpu_seconds": 0.006`, `"server": "fastedge-policy", "cpu_seconds": 0.0054`,
+		`"server": "fastedge-strangers", "cpu_seconds": 0.004`, `"server": "fastedge-policy", "cpu_seconds": 0.0042`,
+		`"server": "fastedge-strangers", "cpu_seconds": 0.008`, `"server": "fastedge-policy", "cpu_seconds": 0.0088`,
+		`"server": "fastedge-strangers", "cpu_seconds": 0.006`, `"server": "fastedge-policy", "cpu_seconds": 0.0054`,
 	} {
 		runs.WriteString(`{"pass": "cpu", "scenario": "4k", ` + r + `, "gen": {"messages":100}}` + "\n")
 	}

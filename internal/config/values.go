@@ -246,7 +246,7 @@ func checkSocket(s string) error {
 // neither letter nor digit, and the dot.
 func checkDelimiters(s string) error {
 	for i, c := range s {
-		if !strings.ContainsRune("!#$%&'*+-/=?^_`{|}~.", c) {
+		if !strings.ContainsRune("!#$%&'*+-/=?^_`{|}~", c) {
 			return fmt.Errorf("%q can't separate a subaddress: only punctuation of unquoted local parts can", c)
 		}
 		if strings.ContainsRune(s[:i], c) {
