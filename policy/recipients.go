@@ -43,7 +43,8 @@ type RecipientMap struct {
 	arena      []byte   // [0] is unused; then entries: kind, length, that many bytes
 	table      []uint32 // offset of an entry; 0: none. Open addressing, three quarters full
 	delimiters string
-	lines      int // that say something
+	delimits   [256]bool // the same, by byte
+	lines      int       // that say something
 }
 
 // The kinds of an entry. Those of a domain stand under "@domain".
@@ -114,6 +115,9 @@ func readRecipients(r io.Reader, size int64, delimiters string) (*RecipientMap, 
 		return nil, err
 	}
 	m := &RecipientMap{seed: maphash.MakeSeed(), delimiters: delimiters}
+	for _, c := range []byte(delimiters) {
+		m.delimits[c] = true
+	}
 	m.arena = make([]byte, 1, max(min(size, math.MaxUint32), 0)+64)
 	in := &recipientReader{m: m, domains: map[string]uint32{}}
 	scan := bufio.NewScanner(r)
@@ -324,7 +328,7 @@ func (m *RecipientMap) Exists(path smtpcodec.Path) bool {
 		var cuts [maxSubaddressCuts]int
 		n := 0
 		for i := 1; i < local && n < len(cuts); i++ {
-			if strings.IndexByte(m.delimiters, key[i]) >= 0 {
+			if m.delimits[key[i]] {
 				cuts[n] = i
 				n++
 			}

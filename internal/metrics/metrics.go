@@ -104,7 +104,7 @@ type Registry struct {
 	rotated time.Time // when the loops' slowest callbacks were last moved to before
 
 	rules         map[string]prometheus.Counter
-	spf           *prometheus.CounterVec
+	spf           map[[2]string]prometheus.Counter // by result and action; made at the start, for each message asks
 	ptr           *prometheus.CounterVec
 	dnsbl         *prometheus.CounterVec
 	batchMessages prometheus.Histogram
@@ -127,12 +127,13 @@ func New(o Options) *Registry {
 		ConstLabels: prometheus.Labels{"version": o.Version, "revision": o.Revision, "goversion": runtime.Version()},
 	})
 	build.Set(1)
-	r.spf = prometheus.NewCounterVec(prometheus.CounterOpts{
+	results := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "fastedge_spf_results_total", Help: "Transactions by the result of their SPF check and what became of it; observed would have been refused.",
 	}, []string{"result", "action"})
+	r.spf = map[[2]string]prometheus.Counter{}
 	for _, result := range []string{"none", "neutral", "pass", "fail", "softfail", "temperror", "permerror"} {
 		for _, action := range []string{"none", "accepted", "refused", "observed"} {
-			r.spf.WithLabelValues(result, action)
+			r.spf[[2]string{result, action}] = results.WithLabelValues(result, action)
 		}
 	}
 	r.ptr = prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -148,7 +149,7 @@ func New(o Options) *Registry {
 		r.dnsbl.WithLabelValues(zone, "listed")
 		r.dnsbl.WithLabelValues(zone, "failed")
 	}
-	r.prom.MustRegister(r.spf, r.ptr, r.dnsbl)
+	r.prom.MustRegister(results, r.ptr, r.dnsbl)
 	r.rules = make(map[string]prometheus.Counter, len(o.Rules))
 	if len(o.Rules) > 0 {
 		matches := prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -185,7 +186,11 @@ func (r *Registry) RuleMatched(rule string) {
 }
 
 // SPF counts the result of a transaction, and what became of it.
-func (r *Registry) SPF(result, action string) { r.spf.WithLabelValues(result, action).Inc() }
+func (r *Registry) SPF(result, action string) {
+	if c := r.spf[[2]string{result, action}]; c != nil {
+		c.Inc()
+	}
+}
 
 // PTR counts a finished lookup of a client's name.
 func (r *Registry) PTR(result string) { r.ptr.WithLabelValues(result).Inc() }
