@@ -279,7 +279,11 @@ func (g *Gate) Validate(e *Event) error {
 	if e.Client.MayRelay || e.Client.User != "" {
 		return nil
 	}
-	if l := g.AdmitMessage(e.Client.Addr.Addr(), g.o.Now()); l != LimitNone {
+	now := e.Now
+	if now.IsZero() {
+		now = g.o.Now()
+	}
+	if l := g.AdmitMessage(e.Client.Addr.Addr(), now); l != LimitNone {
 		e.Set(*l.Reply())
 	}
 	return nil

@@ -226,7 +226,7 @@ func (s *SPF) step(run *spfRun, e *Event) *spfRun {
 			return nil
 		}
 		run = s.run(&e.Client)
-		run.begin(spf.Params{Identity: spf.Helo, Helo: string(e.Client.Helo)})
+		run.begin(spf.Params{Now: e.Now, Identity: spf.Helo, Helo: string(e.Client.Helo)})
 		return run
 	case AtClose:
 		s.recycle(run)
@@ -299,7 +299,7 @@ func (s *SPF) mailRun(run *spfRun, e *Event) *spfRun {
 			run.helo, run.hasHelo = old.heloResult()
 		}
 	}
-	run.begin(spf.Params{Identity: spf.MailFrom, Helo: string(e.Client.Helo), Sender: string(e.Path.Mailbox)})
+	run.begin(spf.Params{Now: e.Now, Identity: spf.MailFrom, Helo: string(e.Client.Helo), Sender: string(e.Path.Mailbox)})
 	return run
 }
 
@@ -382,7 +382,10 @@ func (r *spfRun) heloResult() (spf.Result, bool) {
 
 // begin starts a check, or puts it behind HELO's.
 func (r *spfRun) begin(p spf.Params) {
-	p.IP, p.Receiver, p.MaxVoid, p.Now = r.client, r.s.o.Hostname, r.s.o.MaxVoid, time.Now()
+	p.IP, p.Receiver, p.MaxVoid = r.client, r.s.o.Hostname, r.s.o.MaxVoid
+	if p.Now.IsZero() {
+		p.Now = time.Now()
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.told, r.waiters = false, nil // whoever waited for a transaction before this one was cancelled

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/fastedge/fastedge/envelope"
 	"github.com/fastedge/fastedge/pool"
@@ -122,7 +123,9 @@ type Certificate struct {
 
 // Event is one question to a validator.
 type Event struct {
-	Stage  Stage
+	Stage Stage
+	// Now is the session's time, from AtConnect to AtMessage: asking for it costs more than most validators.
+	Now    time.Time
 	Client Client
 	// Envelope is the open transaction from AtMail on, nil elsewhere. Its data is there at AtMessage, to be read with Body. At AtRcpt it does
 	// not have the recipient in question yet. At AtQueued it is the message that the queue has answered for.

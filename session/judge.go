@@ -49,6 +49,7 @@ func (s *Session) judgeFrom(at policy.Stage, from int, now time.Time, out []byte
 	list := s.sv.at[at]
 	for i := from; i < len(list); i++ {
 		e := s.event(at, list[i].slot)
+		e.Now = now
 		err := validate(list[i], e)
 		if e.Host != "" && s.tx != nil {
 			s.tx.host = e.Host
