@@ -53,3 +53,18 @@ func TestForgedResultsAreRemoved(t *testing.T) {
 		}
 	}
 }
+
+// The search runs on the event loop, so it is bounded: a header section at the bound is searched, one past it is refused.
+func TestTheSearchForForgedFieldsIsBounded(t *testing.T) {
+	for extra, want := range map[int]bool{0: false, 1: true} {
+		for _, end := range []string{"", "\r\n\r\nbody behind it"} {
+			l := pool.NewList(4<<20, nil)
+			var ch pool.Chain
+			fill := maxSearched - len("A: ") - min(len(end), 4) + extra
+			ch.Append(l, []byte("A: "+strings.Repeat("x", fill)+end))
+			if got := removeForged(&ch, "mx.example.net"); got != want {
+				t.Errorf("%d past the bound, end %q: refused is %v", extra, end, got)
+			}
+		}
+	}
+}

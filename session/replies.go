@@ -69,7 +69,7 @@ var (
 	refuseBareInData = refuse(554, 6, 0, "Bare CR or LF in message, lines end with CRLF", ReasonBareNewline)
 	refuseTooBig     = refuse(552, 3, 4, "Message exceeded size limit", ReasonSize)
 	refuseLoop       = refuse(554, 4, 6, "Too many hops, mail loop", ReasonLoop)
-	refuseForged     = refuse(554, 7, 1, "Too many Authentication-Results fields in our name", ReasonForged)
+	refuseForged     = refuse(554, 7, 1, "Header section too long, or too many Authentication-Results fields in our name", ReasonForged)
 	refuseMemory     = refuse(452, 3, 1, "Insufficient system storage, try again later", ReasonMemory)
 
 	// 421 always closes the session (RFC 5321 §3.8).
