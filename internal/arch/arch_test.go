@@ -31,15 +31,19 @@ var mayImport = map[string]string{
 	"policy/hook":   "policy smtpcodec envelope",
 	"policy/milter": "policy smtpcodec envelope",
 	"session":       "smtpcodec policy envelope pool",
-	"queue":         "envelope",
+	"queue":         "envelope smtpcodec",
 	// Level 3
 	"queue/spool":       "queue envelope pool",
+	"queue/jetstream":   "queue envelope pool",
+	"queue/forward":     "queue envelope pool",
 	"queue/queuetest":   "queue envelope pool",
 	"relay":             "queue envelope pool smtpcodec",
+	"internal/nettest":  "",
 	"internal/smtptest": "session policy spf smtpcodec envelope pool",
 	"internal/admin":    "queue envelope",
 	// Level 4
-	"loop": "session queue auth envelope policy pool smtpcodec internal/logline",
+	"loop":     "session queue auth envelope policy pool smtpcodec internal/logline",
+	"httpedge": "session queue auth envelope policy pool smtpcodec",
 	// The load tester is for any mail server: nothing of it knows ours.
 	"loadtest":         "loadtest/ledger loadtest/live loadtest/machine loadtest/report loadtest/sink",
 	"loadtest/report":  "",
@@ -58,7 +62,7 @@ var mayImport = map[string]string{
 }
 
 // testOnly may be imported by tests anywhere, and by no other code.
-var testOnly = []string{"queue/queuetest", "internal/smtptest"}
+var testOnly = []string{"queue/queuetest", "internal/smtptest", "internal/nettest"}
 
 // door is the one package that may import a third-party module, by prefix. Everything else stays out.
 var door = map[string][]string{
@@ -74,7 +78,12 @@ var door = map[string][]string{
 	"golang.org/x/crypto":                     {"auth"},
 	"golang.org/x/term":                       {"cmd/fastedge"},
 	"golang.org/x/net/idna":                   {"spf"},
-	"github.com/pires/go-proxyproto":          {"loop"},
+	"github.com/pires/go-proxyproto":          {"loop", "httpedge"},
+	"github.com/valyala/fasthttp":             {"httpedge"},
+	"github.com/klauspost/compress":           {"httpedge"},
+	"github.com/nats-io/nats.go":              {"queue/jetstream"},
+	"github.com/nats-io/nats-server/v2":       {"queue/jetstream", "queue/forward", "cmd/fastedge"}, // in tests
+	"github.com/synadia-io/orbit.go":          {"queue/jetstream"},
 	"github.com/gaissmai/bart":                {"policy"},
 	"github.com/expr-lang/expr":               {"policy/rules"},
 	"github.com/emersion/go-milter":           {"policy/milter"},
