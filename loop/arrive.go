@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/fastedge/fastedge/internal/proxyhdr"
 	"github.com/fastedge/fastedge/policy"
 	"github.com/fastedge/fastedge/session"
 	"github.com/fastedge/fastedge/smtpcodec"
@@ -42,13 +43,13 @@ func (c *conn) wait(ph phase, p session.Peer, until time.Time) {
 // looksGood looks at the first bytes that came and says whether to go on with them now.
 func (c *conn) looksGood() bool {
 	if c.first == firstUnlisted {
-		sent, more := unwantedProxy(c.rawPeek())
+		sent, more := proxyhdr.Unwanted(c.rawPeek())
 		if more {
 			return false
 		}
 		if sent {
 			c.first = firstSeen
-			c.badProxy(EventProxyUnlisted, errProxyUnlisted)
+			c.badProxy(EventProxyUnlisted, proxyhdr.ErrUnlisted)
 			return false
 		}
 	}
@@ -67,9 +68,9 @@ func (c *conn) badProxy(e Event, why error) {
 // proxied looks for the whole of the PROXY header.
 func (c *conn) proxied(now time.Time) {
 	in := c.rawPeek()
-	n, err := frameProxy(in)
+	n, err := proxyhdr.Frame(in)
 	switch {
-	case err == errProxyMissing:
+	case err == proxyhdr.ErrMissing:
 		c.badProxy(EventProxyMissing, err)
 		return
 	case err != nil:
@@ -78,7 +79,7 @@ func (c *conn) proxied(now time.Time) {
 	case n == 0:
 		return
 	}
-	h, err := c.lp.proxy.parse(in[:n])
+	h, err := c.lp.proxy.Parse(in[:n])
 	if err != nil {
 		c.badProxy(EventProxyBad, err)
 		return
@@ -87,10 +88,10 @@ func (c *conn) proxied(now time.Time) {
 
 	l, p := c.lst(), c.pre.peer
 	socket := p.Addr
-	p.Proxy, p.TLS = &socket, h.tls
+	p.Proxy, p.TLS = &socket, h.TLS
 	switch {
-	case h.client.IsValid():
-		p.Addr = h.client
+	case h.Client.IsValid():
+		p.Addr = h.Client
 		p.MayRelay = l.MayRelay != nil && l.MayRelay(p.Addr.Addr())
 		c.pre.peer = p
 		if limit := c.lp.ask(l, int(c.listener), p.Addr.Addr(), now); limit != policy.LimitNone {
@@ -102,7 +103,7 @@ func (c *conn) proxied(now time.Time) {
 			return
 		}
 		c.gated = l.Gate != nil
-	case h.local:
+	case h.Local:
 		c.pre.local = true
 		if c.rawBuffered() == 0 {
 			c.first = firstLocal
@@ -113,9 +114,9 @@ func (c *conn) proxied(now time.Time) {
 	}
 	c.pre.peer = p
 	c.lp.meter.Connection(int(c.listener), ConnAccepted)
-	if h.uniqueID != "" && c.lp.log.Enabled(noContext, slog.LevelDebug) {
+	if h.UniqueID != "" && c.lp.log.Enabled(noContext, slog.LevelDebug) {
 		c.lp.log.LogAttrs(noContext, slog.LevelDebug, "proxied", slog.String("session", p.ID.String()),
-			slog.String("client", p.Addr.String()), slog.String("proxy", socket.String()), slog.String("unique_id", h.uniqueID))
+			slog.String("client", p.Addr.String()), slog.String("proxy", socket.String()), slog.String("unique_id", h.UniqueID))
 	}
 	c.secureOrGreet(p, now)
 }

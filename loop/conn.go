@@ -7,6 +7,7 @@ import (
 
 	"github.com/fastedge/fastedge/auth"
 	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/internal/proxyhdr"
 	"github.com/fastedge/fastedge/policy"
 	"github.com/fastedge/fastedge/session"
 )
@@ -359,9 +360,9 @@ func (c *conn) due(now time.Time) {
 	switch c.phase {
 	case phaseProxy:
 		if c.rawBuffered() == 0 {
-			c.badProxy(EventProxyMissing, errProxyMissing)
+			c.badProxy(EventProxyMissing, proxyhdr.ErrMissing)
 		} else {
-			c.badProxy(EventProxyBad, errProxyTime)
+			c.badProxy(EventProxyBad, proxyhdr.ErrTime)
 		}
 	case phaseHandshake:
 		c.handshakeFailed(errHandshakeTime, now)
@@ -438,7 +439,7 @@ func (c *conn) gone() {
 	switch {
 	case c.phase == phaseProxy && came:
 		lp.meter.Event(EventProxyBad)
-		lp.logEnd(c, errProxyHalf.Error())
+		lp.logEnd(c, proxyhdr.ErrHalf.Error())
 	case c.phase == phaseProxy, c.first == firstLocal:
 		lp.meter.Event(EventProxyHealthCheck)
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/internal/proxyhdr"
 	"github.com/fastedge/fastedge/pool"
 	"github.com/fastedge/fastedge/queue"
 	"github.com/fastedge/fastedge/session"
@@ -66,7 +67,7 @@ type loop struct {
 	plain        []byte // where TLS is decrypted to, made for the first that has it
 	peeked       []byte // the part of plain that is lent out
 	cipher       []byte // records not written yet
-	proxy        proxyReader
+	proxy        proxyhdr.Reader
 	cur          *conn   // whose session is running: what the observer's calls are about
 	lastCode     uint16  // of its last reply
 	blocked      []*conn // connections whose client does not read its replies

@@ -27,11 +27,12 @@ var mayImport = map[string]string{
 	"auth":     "",
 	"policy":   "smtpcodec spf envelope pool",
 	// Level 2
-	"policy/rules":  "policy smtpcodec envelope",
-	"policy/hook":   "policy smtpcodec envelope",
-	"policy/milter": "policy smtpcodec envelope",
-	"session":       "smtpcodec policy envelope pool",
-	"queue":         "envelope smtpcodec",
+	"policy/rules":      "policy smtpcodec envelope",
+	"policy/hook":       "policy smtpcodec envelope",
+	"policy/milter":     "policy smtpcodec envelope",
+	"session":           "smtpcodec policy envelope pool",
+	"queue":             "envelope smtpcodec",
+	"internal/proxyhdr": "policy",
 	// Level 3
 	"queue/spool":       "queue envelope pool",
 	"queue/jetstream":   "queue envelope pool",
@@ -42,8 +43,8 @@ var mayImport = map[string]string{
 	"internal/smtptest": "session policy spf smtpcodec envelope pool",
 	"internal/admin":    "queue envelope",
 	// Level 4
-	"loop":     "session queue auth envelope policy pool smtpcodec internal/logline",
-	"httpedge": "session queue auth envelope policy pool smtpcodec",
+	"loop":     "session queue auth envelope policy pool smtpcodec internal/logline internal/proxyhdr",
+	"httpedge": "session queue auth envelope policy pool smtpcodec internal/logline internal/proxyhdr",
 	// The load tester is for any mail server: nothing of it knows ours.
 	"loadtest":         "loadtest/ledger loadtest/live loadtest/machine loadtest/report loadtest/sink",
 	"loadtest/report":  "",
@@ -78,7 +79,7 @@ var door = map[string][]string{
 	"golang.org/x/crypto":                     {"auth"},
 	"golang.org/x/term":                       {"cmd/fastedge"},
 	"golang.org/x/net/idna":                   {"spf"},
-	"github.com/pires/go-proxyproto":          {"loop", "httpedge"},
+	"github.com/pires/go-proxyproto":          {"internal/proxyhdr"},
 	"github.com/valyala/fasthttp":             {"httpedge"},
 	"github.com/klauspost/compress":           {"httpedge"},
 	"github.com/nats-io/nats.go":              {"queue/jetstream"},

@@ -1,4 +1,4 @@
-package loop
+package proxyhdr
 
 import (
 	"bytes"
@@ -16,7 +16,7 @@ import (
 // v2 makes a header of version 2.
 func v2(command, family byte, rest ...[]byte) string {
 	body := bytes.Join(rest, nil)
-	h := append([]byte(proxyV2), command, family)
+	h := append([]byte(v2Sign), command, family)
 	h = binary.BigEndian.AppendUint16(h, uint16(len(body)))
 	return string(append(h, body...))
 }
@@ -39,11 +39,11 @@ var (
 )
 
 // parseProxy does what a loop does with the first bytes of a listed proxy.
-func parseProxy(in string) (h proxyHeader, n int, err error) {
-	if n, err = frameProxy([]byte(in)); n == 0 || err != nil {
+func parseProxy(in string) (h Header, n int, err error) {
+	if n, err = Frame([]byte(in)); n == 0 || err != nil {
 		return h, n, err
 	}
-	h, err = new(proxyReader).parse([]byte(in)[:n])
+	h, err = new(Reader).Parse([]byte(in)[:n])
 	return h, n, err
 }
 
@@ -64,27 +64,27 @@ var goodProxyHeaders = []struct {
 	{"v2 PROXY, unspecified family", v2(0x21, 0x00), "", false},
 	{"v2 PROXY, unspecified family, TLV", v2(0x21, 0x00, tlv(0x05, "id")), "", false},
 	{"v2 with TLVs", v2(0x21, 0x11, inet4, tlv(0x04, "padding"), tlv(0xE0, "custom\x00")), "192.0.2.9:4444", false},
-	{"v2 of the longest size", v2(0x21, 0x11, inet4, tlv(0x04, strings.Repeat("x", maxProxyBytes-15))), "192.0.2.9:4444", false},
+	{"v2 of the longest size", v2(0x21, 0x11, inet4, tlv(0x04, strings.Repeat("x", maxBytes-15))), "192.0.2.9:4444", false},
 }
 
 func TestProxyHeadersInAnyNumberOfPieces(t *testing.T) {
 	for _, tc := range goodProxyHeaders {
 		for cut := range len(tc.header) {
-			if n, err := frameProxy([]byte(tc.header[:cut])); n != 0 || err != nil {
+			if n, err := Frame([]byte(tc.header[:cut])); n != 0 || err != nil {
 				t.Fatalf("%s, cut at %d: %d, %v", tc.name, cut, n, err)
 			}
 		}
 		h, n, err := parseProxy(tc.header + "EHLO c\r\n")
-		if err != nil || n != len(tc.header) || h.local != tc.local {
-			t.Errorf("%s: length %d of %d, local %v, %v", tc.name, n, len(tc.header), h.local, err)
+		if err != nil || n != len(tc.header) || h.Local != tc.local {
+			t.Errorf("%s: length %d of %d, local %v, %v", tc.name, n, len(tc.header), h.Local, err)
 			continue
 		}
 		var want netip.AddrPort
 		if tc.client != "" {
 			want = netip.MustParseAddrPort(tc.client)
 		}
-		if h.client != want {
-			t.Errorf("%s: client %v, want %v", tc.name, h.client, want)
+		if h.Client != want {
+			t.Errorf("%s: client %v, want %v", tc.name, h.Client, want)
 		}
 	}
 }
@@ -126,7 +126,7 @@ var badProxyHeaders = []struct{ name, header string }{
 	{"v2 INET6, 35 bytes", v2(0x21, 0x21, inet6[:35])},
 	{"v2 INET6 with an INET block", v2(0x21, 0x21, inet4)},
 	{"v2 without an address", v2(0x21, 0x11)},
-	{"v2 one byte too long", v2(0x21, 0x11, inet4, tlv(0x04, strings.Repeat("x", maxProxyBytes-14)))},
+	{"v2 one byte too long", v2(0x21, 0x11, inet4, tlv(0x04, strings.Repeat("x", maxBytes-14)))},
 	{"v2 with half a TLV", v2(0x21, 0x11, inet4, []byte{0x05, 0, 9, 'x'})},
 	{"v2 with two bytes of a TLV", v2(0x21, 0x11, inet4, []byte{0x05, 0})},
 	{"v2 with a TLS TLV that is too short", v2(0x21, 0x11, inet4, tlv(0x20, "\x01"))},
@@ -139,7 +139,7 @@ func TestMalformedProxyHeadersAreRefusedWhateverFollows(t *testing.T) {
 	for _, tc := range badProxyHeaders {
 		for _, behind := range []string{"", "EHLO c\r\n"} {
 			if h, n, err := parseProxy(tc.header + behind); err == nil {
-				t.Errorf("%s: taken as %d bytes, client %v", tc.name, n, h.client)
+				t.Errorf("%s: taken as %d bytes, client %v", tc.name, n, h.Client)
 			}
 		}
 	}
@@ -149,29 +149,29 @@ func TestAProxyTellsOfItsClientsTLS(t *testing.T) {
 	const cn = "J\u00f6rg"
 	ssl := "\x07\x00\x00\x00\x00" + string(tlv(0x21, "TLSv1.3")) + string(tlv(0x23, "TLS_AES_128_GCM_SHA256")) + string(tlv(0x22, cn))
 	h, _, err := parseProxy(v2(0x21, 0x11, inet4, tlv(0x02, "mx.example.net"), tlv(0x05, "id-1"), tlv(0x20, ssl)))
-	if err != nil || h.tls == nil || h.tls.Certificate == nil {
+	if err != nil || h.TLS == nil || h.TLS.Certificate == nil {
 		t.Fatalf("%+v, %v", h, err)
 	}
-	got, cert := *h.tls, *h.tls.Certificate
+	got, cert := *h.TLS, *h.TLS.Certificate
 	if got.Version != "TLS1.3" || got.Cipher != "TLS_AES_128_GCM_SHA256" || got.ServerName != "mx.example.net" || !got.Proxied {
 		t.Errorf("%+v", got)
 	}
-	if !cert.Verified || cert.CommonName != cn || h.uniqueID != "id-1" {
-		t.Errorf("%+v, unique id %q", cert, h.uniqueID)
+	if !cert.Verified || cert.CommonName != cn || h.UniqueID != "id-1" {
+		t.Errorf("%+v, unique id %q", cert, h.UniqueID)
 	}
 	// verify is 0 without a certificate, too: nobody is verified by that.
 	h, _, err = parseProxy(v2(0x21, 0x11, inet4, tlv(0x20, "\x01\x00\x00\x00\x00"+string(tlv(0x21, "TLSv1.2")))))
-	if err != nil || h.tls == nil || h.tls.Certificate != nil || h.tls.Version != "TLS1.2" {
-		t.Errorf("%+v, %v", h.tls, err)
+	if err != nil || h.TLS == nil || h.TLS.Certificate != nil || h.TLS.Version != "TLS1.2" {
+		t.Errorf("%+v, %v", h.TLS, err)
 	}
 	h, _, err = parseProxy(v2(0x21, 0x11, inet4, tlv(0x20, "\x00\x00\x00\x00\x01")))
-	if err != nil || h.tls != nil {
-		t.Errorf("a client without TLS: %+v, %v", h.tls, err)
+	if err != nil || h.TLS != nil {
+		t.Errorf("a client without TLS: %+v, %v", h.TLS, err)
 	}
 	hostile := "\x01\x00\x00\x00\x00" + string(tlv(0x21, "TLSv1.3\r\nX: y")) + string(tlv(0x23, "a b"))
 	h, _, err = parseProxy(v2(0x21, 0x11, inet4, tlv(0x20, hostile), tlv(0x02, "x\r\n")))
-	if err != nil || h.tls == nil || h.tls.Version != "" || h.tls.Cipher != "" || h.tls.ServerName != "" {
-		t.Errorf("bytes that would break a header field were taken over: %+v, %v", h.tls, err)
+	if err != nil || h.TLS == nil || h.TLS.Version != "" || h.TLS.Cipher != "" || h.TLS.ServerName != "" {
+		t.Errorf("bytes that would break a header field were taken over: %+v, %v", h.TLS, err)
 	}
 }
 
@@ -206,7 +206,7 @@ func TestOnlyAPROXYHeaderLooksLikeOne(t *testing.T) {
 		"\r\n\r\n\x00\r\nQUIX":  {false, false},
 		"\x16\x03\x01\x02\x00x": {false, false},
 	} {
-		if sent, more := unwantedProxy([]byte(in)); sent != want[0] || more != want[1] {
+		if sent, more := Unwanted([]byte(in)); sent != want[0] || more != want[1] {
 			t.Errorf("%q: sent %v, more %v, want %v", in, sent, more, want)
 		}
 	}
@@ -222,13 +222,13 @@ func FuzzProxyHeader(f *testing.F) {
 		f.Add([]byte(tc.header))
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
-		whole, wholeErr := frameProxy(in)
-		if whole > len(in) || whole > proxyV2Fixed+maxProxyBytes {
+		whole, wholeErr := Frame(in)
+		if whole > len(in) || whole > v2Fixed+maxBytes {
 			t.Fatalf("%d bytes of %d", whole, len(in))
 		}
 		first, firstErr := 0, error(nil)
 		for n := 1; n <= len(in) && first == 0 && firstErr == nil; n++ {
-			first, firstErr = frameProxy(in[:n])
+			first, firstErr = Frame(in[:n])
 		}
 		if first != whole || (firstErr == nil) != (wholeErr == nil) {
 			t.Fatalf("whole: %d, %v; byte by byte: %d, %v", whole, wholeErr, first, firstErr)
@@ -237,26 +237,26 @@ func FuzzProxyHeader(f *testing.F) {
 			return
 		}
 		before := bytes.Clone(in)
-		h, err := new(proxyReader).parse(in[:whole])
+		h, err := new(Reader).Parse(in[:whole])
 		if !bytes.Equal(in, before) {
 			t.Fatal("the borrowed bytes were changed")
 		}
-		if sent, _ := unwantedProxy(in); !sent {
+		if sent, _ := Unwanted(in); !sent {
 			t.Fatal("a header that an unlisted peer could send")
 		}
-		if err != nil || !h.client.IsValid() {
+		if err != nil || !h.Client.IsValid() {
 			return
 		}
-		if h.client.Addr().Is4In6() || h.client.Addr().Zone() != "" || h.local {
-			t.Fatalf("client %v, local %v", h.client, h.local)
+		if h.Client.Addr().Is4In6() || h.Client.Addr().Zone() != "" || h.Local {
+			t.Fatalf("client %v, local %v", h.Client, h.Local)
 		}
-		written := proxyproto.HeaderProxyFromAddrs(2, net.TCPAddrFromAddrPort(h.client), net.TCPAddrFromAddrPort(h.client))
+		written := proxyproto.HeaderProxyFromAddrs(2, net.TCPAddrFromAddrPort(h.Client), net.TCPAddrFromAddrPort(h.Client))
 		again, err := written.Format()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if h2, err := new(proxyReader).parse(again); err != nil || h2.client != h.client {
-			t.Fatalf("%v became %v, %v", h.client, h2.client, err)
+		if h2, err := new(Reader).Parse(again); err != nil || h2.Client != h.Client {
+			t.Fatalf("%v became %v, %v", h.Client, h2.Client, err)
 		}
 	})
 }
