@@ -159,6 +159,17 @@ func (s *Session) AuthDone(a AuthAnswer, now time.Time, out []byte) ([]byte, Ste
 	return out, s.step()
 }
 
+// LogIn is for an edge that has checked the client's credentials itself: behind EHLO, outside a transaction. It is as if AUTH had succeeded; the
+// validators may still refuse.
+func (s *Session) LogIn(user, mechanism string, now time.Time, out []byte) ([]byte, Step) {
+	if s.phase != phaseCommand || s.state != greeted {
+		panic("session: LogIn outside of greeted")
+	}
+	s.login = &login{user: user, mechanism: mechanism}
+	out = s.settle(s.judge(policy.AtAuth, now, out), now)
+	return out, s.step()
+}
+
 // endAuth refuses, and counts what costs a guess.
 func (s *Session) endAuth(out []byte, f *refusal) []byte {
 	s.sasl, s.login = nil, nil

@@ -423,6 +423,9 @@ func (s *Session) appendQueued(out []byte) []byte {
 }
 
 func (s *Session) appendQueuedAs(out []byte) []byte {
+	if s.sv.HTTP {
+		return append(out, "Message accepted for delivery\r\n"...)
+	}
 	out = append(out, "Message queued as "...)
 	out = s.tx.id.AppendTo(out)
 	return append(out, "\r\n"...)

@@ -17,6 +17,9 @@ type Options struct {
 	Listener string
 	// LMTP asks for LHLO instead of HELO and EHLO, and gives one reply per recipient after the data (RFC 2033).
 	LMTP bool
+	// HTTP is for an edge that takes messages by HTTP and speaks to the session in their place: EHLO, LogIn, MAIL, RCPT, BDAT. Trace fields say so,
+	// and the 250 does not hold the id, which such an edge tells elsewhere.
+	HTTP bool
 	// Normalize lets a bare LF end a command line and turns it into CRLF in message data, where it never ends the data. Otherwise,
 	// and for a bare CR always, a command or message that has one is refused.
 	//
@@ -227,7 +230,7 @@ func (r *Resources) release(tx *transaction) {
 	if tx.env != nil {
 		tx.env.Release()
 	}
-	*tx = transaction{paths: tx.paths[:0], ends: tx.ends[:0], fields: tx.fields[:0]}
+	*tx = transaction{asked: tx.asked[:0], paths: tx.paths[:0], ends: tx.ends[:0], fields: tx.fields[:0]}
 	if r.idle < maxIdleTransactions && cap(tx.paths) <= wasteBytes && cap(tx.fields) <= wasteBytes {
 		tx.next, r.free = r.free, tx
 		r.idle++

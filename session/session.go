@@ -267,13 +267,14 @@ func (s *Session) Login() (user, mechanism string) {
 // protocols are the words of RFC 3848, and of RFC 6531 §4.3 for a transaction with SMTPUTF8, that stand in Received fields: by dialogue,
 // then by 1 for TLS and 2 for AUTH.
 //
-// Deviation: RFC 3848 has no word for HELO within TLS. SMTPS says what happened.
+// Deviation: RFC 3848 has no word for HELO within TLS. SMTPS says what happened. Nor has it one for HTTP.
 var protocols = [...][4]string{
 	{"SMTP", "SMTPS", "SMTP", "SMTPS"},
 	{"ESMTP", "ESMTPS", "ESMTPA", "ESMTPSA"},
 	{"UTF8SMTP", "UTF8SMTPS", "UTF8SMTPA", "UTF8SMTPSA"},
 	{"LMTP", "LMTPS", "LMTPA", "LMTPSA"},
 	{"UTF8LMTP", "UTF8LMTPS", "UTF8LMTPA", "UTF8LMTPSA"},
+	{"HTTP", "HTTPS", "HTTP", "HTTPS"},
 }
 
 // Protocols lists every word that Protocol can give.
@@ -293,6 +294,8 @@ func (s *Session) Protocol() string {
 	utf8 := s.tx != nil && s.tx.env != nil && s.tx.env.SMTPUTF8
 	row, column := 0, 0
 	switch {
+	case s.sv.HTTP:
+		row = 5
 	case s.sv.LMTP && utf8:
 		row = 4
 	case s.sv.LMTP:
