@@ -78,23 +78,25 @@ func (r *Results) write(found *findings, e *Event) {
 	e.Host = host
 	run := found.spf
 	if run == nil {
-		e.Fields = r.fields(e, nil, host, name)
+		e.Fields = r.appendFields(e.Fields, e, nil, host, name)
 		return
 	}
 	if o, done := run.outcome(); done {
-		e.Fields = r.fields(e, &o, host, name)
+		e.Fields = r.appendFields(e.Fields, e, &o, host, name)
 		return
 	}
 	p := e.Pend()
-	run.await(func(o spfOutcome) { p.Done(p.Reply, r.fields(&p.Event, &o, host, name)) })
+	run.await(func(o spfOutcome) { p.Done(p.Reply, r.appendFields(nil, &p.Event, &o, host, name)) })
 }
 
-// fields gives the fields; o nil means that SPF was not checked.
-func (r *Results) fields(e *Event, o *spfOutcome, host string, name iprev) []byte {
+// appendFields appends the fields; o nil means that SPF was not checked.
+func (r *Results) appendFields(fields []byte, e *Event, o *spfOutcome, host string, name iprev) []byte {
 	if o == nil && name == iprevUnknown && !r.tellsLogin(e) {
-		return nil
+		return fields
 	}
-	fields := make([]byte, 0, 768) // most messages need less
+	if cap(fields) == 0 {
+		fields = make([]byte, 0, 768) // most messages need less
+	}
 	if o != nil {
 		fields = appendReceivedSPF(fields, e, &o.result, o.identity, r.o.Hostname)
 	}

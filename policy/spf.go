@@ -226,7 +226,7 @@ func (s *SPF) step(run *spfRun, e *Event) *spfRun {
 			return nil
 		}
 		run = s.run(&e.Client)
-		run.begin(spf.Params{Now: e.Now, Identity: spf.Helo, Helo: string(e.Client.Helo)})
+		run.begin(spf.Params{Now: e.Now, Identity: spf.Helo}, e.Client.Helo, nil)
 		return run
 	case AtClose:
 		s.recycle(run)
@@ -299,7 +299,7 @@ func (s *SPF) mailRun(run *spfRun, e *Event) *spfRun {
 			run.helo, run.hasHelo = old.heloResult()
 		}
 	}
-	run.begin(spf.Params{Now: e.Now, Identity: spf.MailFrom, Helo: string(e.Client.Helo), Sender: string(e.Path.Mailbox)})
+	run.begin(spf.Params{Now: e.Now, Identity: spf.MailFrom}, e.Client.Helo, e.Path.Mailbox)
 	return run
 }
 
@@ -328,6 +328,8 @@ type spfRun struct {
 	hasHelo bool
 	hasMail bool
 	next    spf.Params
+	name    string // the last Params' Helo,
+	sender  string // and the last Sender that was not empty: a session's next message mostly has the same, and need not allocate them again
 	begun   time.Time
 	timer   *time.Timer // calls expire; kept for the next check
 	until   time.Time   // when the checks must be over; zero while nothing is waited for
@@ -353,7 +355,7 @@ func newSPFRun(s *SPF) *spfRun {
 func (r *spfRun) reset() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.client, r.session, r.params, r.next = netip.Addr{}, envelope.ID{}, spf.Params{}, spf.Params{}
+	r.client, r.session, r.params, r.next, r.name, r.sender = netip.Addr{}, envelope.ID{}, spf.Params{}, spf.Params{}, "", ""
 	r.helo, r.mail, r.hasHelo, r.hasMail = spf.Result{}, spf.Result{}, false, false
 	r.waits, r.waiters, r.until = false, nil, time.Time{}
 }
@@ -380,14 +382,23 @@ func (r *spfRun) heloResult() (spf.Result, bool) {
 	return r.helo, r.hasHelo
 }
 
-// begin starts a check, or puts it behind HELO's.
-func (r *spfRun) begin(p spf.Params) {
+// begin starts a check, or puts it behind HELO's. The rest of p is filled in; helo and sender are borrowed.
+func (r *spfRun) begin(p spf.Params, helo, sender []byte) {
 	p.IP, p.Receiver, p.MaxVoid = r.client, r.s.o.Hostname, r.s.o.MaxVoid
 	if p.Now.IsZero() {
 		p.Now = time.Now()
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.name != string(helo) {
+		r.name = string(helo)
+	}
+	if len(sender) > 0 && r.sender != string(sender) {
+		r.sender = string(sender)
+	}
+	if p.Helo = r.name; len(sender) > 0 {
+		p.Sender = r.sender
+	}
 	r.told, r.waiters = false, nil // whoever waited for a transaction before this one was cancelled
 	if p.Identity == spf.MailFrom {
 		r.hasMail = false

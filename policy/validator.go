@@ -137,7 +137,8 @@ type Event struct {
 	// Reply is what the client will be answered. Code 0 until somebody sets it: success, in the session's own words. At AtQueued it is
 	// the reply to the message.
 	Reply smtpcodec.Reply
-	// Fields are header fields to be put before the message, each whole: name, colon, value, CRLF. From AtMail to AtMessage.
+	// Fields are header fields to be put before the message, each whole: name, colon, value, CRLF. From AtMail to AtMessage. It comes empty, with
+	// room that may be appended to.
 	Fields []byte
 	// Host is the client's verified name, for the Received field, in letters, digits, hyphens, underscores and dots. AtMessage: it is taken when
 	// Validate returns, also when that has pended.

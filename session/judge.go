@@ -152,6 +152,7 @@ func (s *Session) event(at policy.Stage, slot int) *policy.Event {
 	}
 	if s.tx != nil && s.tx.env != nil {
 		e.Envelope, e.Path, e.Size = s.tx.env, s.tx.path, s.tx.size
+		e.Fields = s.tx.fields[len(s.tx.fields):] // what is appended there lies where hear will put it
 		if at == policy.AtMail {
 			e.Size = s.tx.announced
 		}
