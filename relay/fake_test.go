@@ -489,7 +489,7 @@ func start(t *testing.T, o Options, hops ...*fakeHop) *rig {
 		o.MinBackoff, o.MaxBackoff = 5*time.Millisecond, 20*time.Millisecond
 	}
 	if o.Timeouts == (Timeouts{}) {
-		o.Timeouts = uniformTimeouts(5 * time.Second)
+		o.Timeouts = patience
 	}
 	o.Log = slog.New(slog.NewJSONHandler(g.log, nil))
 	var err error
@@ -509,6 +509,9 @@ func start(t *testing.T, o Options, hops ...*fakeHop) *rig {
 	return g
 }
 
+// patience is for dialogues in which no time runs out, however busy the machine is.
+var patience = uniformTimeouts(time.Minute)
+
 func uniformTimeouts(d time.Duration) Timeouts {
 	return Timeouts{Dial: d, Greeting: d, Hello: d, Mail: d, Rcpt: d, DataInit: d, DataBlock: d, DataDone: d, Quit: d}
 }
@@ -522,7 +525,7 @@ func (g *rig) stop() {
 	g.cancel = nil
 	select {
 	case <-g.done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		g.t.Errorf("Run does not return; goroutines:\n%s", stacks())
 	}
 }
@@ -536,7 +539,7 @@ func stacks() string {
 func checkGoroutines(t *testing.T) {
 	t.Helper()
 	var left string
-	for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); runtime.Gosched() {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); runtime.Gosched() {
 		left = ""
 		for _, g := range strings.Split(stacks(), "\n\n") {
 			if strings.Contains(g, "relay.(*Relay)") || strings.Contains(g, "relay.(*connections)") || strings.Contains(g, "relay.(*conn)") {
@@ -556,7 +559,7 @@ func (g *rig) result() result {
 	select {
 	case r := <-g.src.results:
 		return r
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		g.t.Fatalf("no result; log:\n%s\n%s", g.log, stacks())
 		panic("unreachable")
 	}

@@ -355,9 +355,9 @@ func TestKill9WhileHandingOnLosesNothingAcknowledged(t *testing.T) {
 		cycles = 2
 	}
 	dir, hopDir := t.TempDir(), t.TempDir()
-	hop := serve(t, hopDir, minimalConfig)
-	addr := hop.addr[0]
-	hopConfig := strings.Replace(minimalConfig, "127.0.0.1:0", addr, 1)
+	addr := freeAddress(t)
+	hopConfig := atPort(minimalConfig, addr)
+	hop := serve(t, hopDir, hopConfig)
 	config := minimalConfig + "[relay]\nnext_hop = [\"smtp://" + addr + "\"]\nretry = [\"100ms\"]\n"
 	acked := map[[32]byte]bool{}
 	for i := range cycles {

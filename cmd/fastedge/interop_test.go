@@ -7,7 +7,6 @@ import (
 	"encoding/base64"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -80,10 +79,9 @@ func need(t *testing.T, program string) string {
 
 // chain is an edge that hands everything to a next hop, which is a second fastedge that holds it.
 type chain struct {
-	t        *testing.T
-	edge     *process
-	hop      *process
-	accepted int
+	t    *testing.T
+	edge *process
+	hop  *process
 }
 
 func newChain(t *testing.T) *chain {
@@ -242,13 +240,7 @@ func TestBDATCarriesWhatDATACannotByteForByte(t *testing.T) {
 
 func TestPostfixsSmtpSinkReceivesEveryMessageByteForByte(t *testing.T) {
 	sink := need(t, "smtp-sink")
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := ln.Addr().String()
-	ln.Close()
-	dir := t.TempDir()
+	addr, dir := freeAddress(t), t.TempDir()
 	cmd := exec.Command("timeout", "120", sink, "-u", "root", "-d", "msg.%M.", addr, "100")
 	cmd.Dir = dir
 	if err := cmd.Start(); err != nil {
@@ -390,7 +382,7 @@ func TestAFullDiskIs452BeforeAcceptanceAndIntakeReturns(t *testing.T) {
 			full = true
 			break
 		}
-		if reply, err = c.talk("RCPT TO:<b@example.net>\r\nDATA\r\n", "250", "354"); err != nil {
+		if _, err := c.talk("RCPT TO:<b@example.net>\r\nDATA\r\n", "250", "354"); err != nil {
 			t.Fatal(err)
 		}
 		if reply, err = c.talk(text+".\r\n", ""); err != nil {

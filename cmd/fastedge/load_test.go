@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fastedge/fastedge/internal/nettest"
 	"github.com/fastedge/fastedge/loadtest/report"
 	"github.com/fastedge/fastedge/loadtest/sink"
 )
@@ -31,15 +32,10 @@ func loadSink(t *testing.T, o sink.Options) string {
 	return s.Addr().String()
 }
 
-// freeAddress is one on which nobody listens.
+// freeAddress is for a server that must be told where to listen. Nobody else gets it while the test runs.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	return nettest.Address(t)
 }
 
 // loadRun runs a load that must end with the code, and gives what --out wrote.
@@ -135,7 +131,7 @@ func TestLoadUsageErrorsExitWith2(t *testing.T) {
 }
 
 func TestLoadOfNobodyIsAFailureThatNamesTheTarget(t *testing.T) {
-	addr := freeAddress(t)
+	addr := nettest.Nobody(t)
 	want(t, 1, "", addr+": connection refused", "loadtest", "run", addr, "--connections", "2")
 }
 
@@ -305,13 +301,13 @@ func TestLoadSinkServesCountsAndLeavesReceipts(t *testing.T) {
 	}
 }
 
-// atPort is a configuration that listens where another process did.
+// atPort is the configuration of a server that ends and comes back to the same address.
 func atPort(config, addr string) string { return strings.Replace(config, "127.0.0.1:0", addr, 1) }
 
 func TestLoadProvesThatKill9LosesNothing(t *testing.T) {
-	dir := t.TempDir()
-	p := serve(t, dir, minimalConfig)
-	addr := p.addr[0]
+	dir, addr := t.TempDir(), freeAddress(t)
+	config := atPort(minimalConfig, addr)
+	p := serve(t, dir, config)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -324,7 +320,7 @@ func TestLoadProvesThatKill9LosesNothing(t *testing.T) {
 	for range 3 {
 		p.wait("some load", func() bool { return strings.Count(p.log.String(), `"msg":"accepted"`) > 50 })
 		p.kill()
-		p = serve(t, dir, atPort(minimalConfig, addr))
+		p = serve(t, dir, config)
 	}
 	<-done
 }

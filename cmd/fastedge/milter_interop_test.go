@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fastedge/fastedge/internal/nettest"
 	"github.com/fastedge/fastedge/queue"
 )
 
@@ -160,7 +161,7 @@ timeout = "20s"
 // A milter that is not there defers mail, or with on_error = "accept" lets it pass.
 func TestAMilterThatIsNotThere(t *testing.T) {
 	for onError, want := range map[string]string{"defer": "451 4.3.0", "accept": "250 2.6.0"} {
-		p := serve(t, t.TempDir(), minimalConfig+fmt.Sprintf("[[milter]]\naddress = \"127.0.0.1:%s\"\ntimeout = \"5s\"\non_error = %q\n", freePort(t), onError))
+		p := serve(t, t.TempDir(), minimalConfig+fmt.Sprintf("[[milter]]\naddress = %q\ntimeout = \"5s\"\non_error = %q\n", nettest.Nobody(t), onError))
 		c, err := hello(p.addr[0])
 		if err != nil {
 			t.Fatal(err)

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/fastedge/fastedge/internal/nettest"
 )
 
 // A load test judges a server that is not ours: Postfix takes the mail, relays it to the test's own sink, and has lost nothing.
@@ -143,13 +145,8 @@ postlog unix-dgram n - n - 1 postlogd
 	}
 }
 
+// freePort is the port of a freeAddress.
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
+	return strconv.Itoa(nettest.Port(t))
 }

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/fastedge/fastedge/internal/nettest"
 )
 
 // The configurations that the README shows are good ones, but for the files they name.
@@ -30,10 +32,10 @@ func TestTheReadmesConfigurationsAreGood(t *testing.T) {
 		"/etc/fastedge/users", filepath.Join(dir, "users"), "/etc/fastedge/recipients", filepath.Join(dir, "recipients"),
 		"/var/lib/fastedge", dir)
 	// Ports below 1024 may not be ours, and others may be in use: the machine is not what is tested.
-	port, ports := 61000, regexp.MustCompile(`address = ":\d+"`)
+	ports := regexp.MustCompile(`address = ":\d+"`)
 	for i, block := range blocks {
 		text := places.Replace(block[1])
-		text = ports.ReplaceAllStringFunc(text, func(string) string { port++; return fmt.Sprintf(`address = ":%d"`, port) })
+		text = ports.ReplaceAllStringFunc(text, func(string) string { return fmt.Sprintf(`address = ":%d"`, nettest.Port(t)) })
 		if !strings.Contains(text, "hostname") {
 			text = "hostname = \"mx1.example.net\"\nstate_dir = \"" + dir + "\"\n" + text
 		}

@@ -11,7 +11,7 @@ import (
 
 // Each thread of a server has the slack, the runtime's monitor among them; the process keeps its number and its name.
 func TestServeCoarsensItsTimers(t *testing.T) {
-	p := serve(t, t.TempDir(), "")
+	p := serve(t, t.TempDir(), minimalConfig)
 	pid := p.cmd.Process.Pid
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	if err != nil {

@@ -95,7 +95,7 @@ type dnsServers struct {
 
 func startDNS(t *testing.T) *dnsServers {
 	t.Helper()
-	s := &dnsServers{nsd: dnsAddress(t), unbound: dnsAddress(t), asked: new(atomic.Int64)}
+	s := &dnsServers{nsd: freeAddress(t), unbound: freeAddress(t), asked: new(atomic.Int64)}
 	silent, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -183,24 +183,6 @@ func runIn(t *testing.T, dir, program string, args ...string) string {
 		t.Fatalf("%s %v: %v\n%s", program, args, err, out)
 	}
 	return string(out)
-}
-
-// dnsAddress is one of loopback that is free for both UDP and TCP.
-func dnsAddress(t *testing.T) string {
-	t.Helper()
-	for range 100 {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		ln.Close()
-		if conn, err := net.ListenPacket("udp", ln.Addr().String()); err == nil {
-			conn.Close()
-			return ln.Addr().String()
-		}
-	}
-	t.Fatal("no port is free for UDP and TCP")
-	return ""
 }
 
 // daemon runs a server in the foreground, for two minutes at most, and waits until it takes connections at addr.
