@@ -68,32 +68,11 @@ func (lp *loop) logMessage(c *conn, env *envelope.Envelope, err error, now time.
 	if !lp.logsMessages {
 		return
 	}
-	f, event := lp.srv.o.LineFormat, "accepted"
-	if err != nil {
-		event = "deferred"
-	}
-	b := f.Begin(lp.lines, now, "INFO", event)
-	b = f.Appended(b, "session", env.Client.Session.AppendTo)
-	b = f.Appended(b, "message", env.ID.AppendTo)
-	b = f.Word(b, "listener", env.Client.Listener)
-	if addr := env.Client.Addr.Addr(); addr.IsValid() {
-		b = f.Appended(b, "client", addr.AppendTo)
-	} else {
-		b = f.Word(b, "client", "unix")
-	}
-	b = f.Bytes(b, "helo", env.Client.Helo)
-	b = f.Word(b, "proto", env.Client.Protocol)
+	tls := ""
 	if t := c.sess.Peer().TLS; t != nil {
-		b = f.Word(b, "tls", t.Version)
+		tls = t.Version
 	}
-	if len(env.Client.User) > 0 {
-		b = f.Bytes(b, "user", env.Client.User)
-	}
-	b = f.Bytes(b, "from", env.ReversePath)
-	b = f.Int(b, "to_count", int64(len(env.Recipients)))
-	b = f.Int(b, "size", env.Size())
-	b = f.Millis(b, "ms_ack", now.Sub(c.eod))
-	lp.lines = f.End(b)
+	lp.lines = lp.srv.o.LineFormat.Message(lp.lines, now, env, tls, now.Sub(c.eod), err == nil)
 	if len(lp.lines) >= maxGatheredLines {
 		lp.flushLines()
 	} else {

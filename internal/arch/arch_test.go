@@ -19,13 +19,13 @@ var mayImport = map[string]string{
 	"pool":             "",
 	"smtpcodec":        "",
 	"internal/metrics": "",
-	"internal/logline": "",
 	"spf":              "",
 	// Level 1
-	"resolver": "spf",
-	"envelope": "pool",
-	"auth":     "",
-	"policy":   "smtpcodec spf envelope pool",
+	"resolver":         "spf",
+	"envelope":         "pool",
+	"internal/logline": "envelope",
+	"auth":             "",
+	"policy":           "smtpcodec spf envelope pool",
 	// Level 2
 	"policy/rules":      "policy smtpcodec envelope",
 	"policy/hook":       "policy smtpcodec envelope",
