@@ -12,14 +12,16 @@ import (
 // however hostile, can be read as anything but itself.
 //
 //	offset  width  field
-//	0       1      version: 1, or 2 when there is a Client.User or there are Results
+//	0       1      version: 3 with RequireTLS, Metadata or an idempotency key; otherwise 2 with a Client.User or Results; otherwise 1
 //	1       16     ID
-//	17      1      bits 0-1 Body, bits 2-3 Ret, bit 4 SMTPUTF8, rest zero
+//	17      1      bits 0-1 Body, bits 2-3 Ret, bit 4 SMTPUTF8, version 3: bit 5 RequireTLS, bit 6 idempotency key; rest zero
 //	18      8      Arrived, seconds since 1970, signed
 //	26      4      Arrived, nanoseconds, below 10^9
 //	30      16     Client.Session
 //	46             Client.Addr as netip.AddrPort.AppendBinary writes it; Client.Helo; Client.Protocol; Client.Listener;
-//	               version 2: Client.User; Results, not both empty; ReversePath; EnvID: bytes each
+//	               versions 2 and 3: Client.User; Results, in version 2 not both empty; version 3: Metadata: bytes each
+//	               version 3, with bit 6: Idempotency.Key, not zero; Payload: 32 bytes each; Answer: bytes, at most MaxAnswerBytes
+//	               ReversePath; EnvID: bytes each
 //	               number of recipients: varint
 //	               for each recipient: Notify, 1 byte; Path; ORcpt: bytes
 //
@@ -27,25 +29,38 @@ import (
 const (
 	codecVersion    = 1
 	codecWithFacts  = 2
+	codecWithWishes = 3
 	codecFixed      = 46
 	minRecipientLen = 3 // notify, two empty strings
+	flagUTF8        = 1 << 4
+	flagRequireTLS  = 1 << 5
+	flagKey         = 1 << 6
 	maxNotify       = NotifyNever | NotifySuccess | NotifyFailure | NotifyDelay
 )
 
 // ErrBadEnvelope is Decode's answer to bytes that AppendBinary did not write.
 var ErrBadEnvelope = errors.New("envelope: malformed binary form")
 
-// AppendBinary appends the binary form of everything but Trace and Data.
+// AppendBinary appends the binary form of everything but Trace and Data. An Answer over MaxAnswerBytes makes a form that Decode refuses.
 func (e *Envelope) AppendBinary(dst []byte) []byte {
-	version := byte(codecVersion)
-	if len(e.Client.User) > 0 || len(e.Results) > 0 {
+	version, keyed := byte(codecVersion), e.Idempotency.Given()
+	switch {
+	case e.RequireTLS || len(e.Metadata) > 0 || keyed:
+		version = codecWithWishes
+	case len(e.Client.User) > 0 || len(e.Results) > 0:
 		version = codecWithFacts
 	}
 	dst = append(dst, version)
 	dst = append(dst, e.ID[:]...)
 	flags := byte(e.Body)&3 | byte(e.Ret)&3<<2
 	if e.SMTPUTF8 {
-		flags |= 1 << 4
+		flags |= flagUTF8
+	}
+	if e.RequireTLS {
+		flags |= flagRequireTLS
+	}
+	if keyed {
+		flags |= flagKey
 	}
 	dst = append(dst, flags)
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(e.Arrived.Unix()))
@@ -67,8 +82,16 @@ func (e *Envelope) AppendBinary(dst []byte) []byte {
 	dst = appendBytes(dst, e.Client.Helo)
 	dst = appendBytes(dst, e.Client.Protocol)
 	dst = appendBytes(dst, e.Client.Listener)
-	if version == codecWithFacts {
+	if version >= codecWithFacts {
 		dst = appendBytes(appendBytes(dst, e.Client.User), e.Results)
+	}
+	if version == codecWithWishes {
+		dst = appendBytes(dst, e.Metadata)
+	}
+	if keyed {
+		dst = append(dst, e.Idempotency.Key[:]...)
+		dst = append(dst, e.Idempotency.Payload[:]...)
+		dst = appendBytes(dst, e.Idempotency.Answer)
 	}
 	dst = appendBytes(dst, e.ReversePath)
 	dst = appendBytes(dst, e.EnvID)
@@ -90,14 +113,19 @@ func appendBytes[T []byte | string](dst []byte, p T) []byte {
 // Decode reads what AppendBinary wrote. The envelope borrows b, which must stay unchanged as long as the envelope is used; it
 // belongs to no List. Memory used is in proportion to len(b), whatever b claims.
 func Decode(b []byte) (*Envelope, error) {
-	if len(b) < codecFixed || b[0] != codecVersion && b[0] != codecWithFacts {
+	if len(b) < codecFixed || b[0] < codecVersion || b[0] > codecWithWishes {
 		return nil, ErrBadEnvelope
 	}
 	e := &Envelope{ID: ID(b[1:17])}
 	flags := b[17]
-	e.Body, e.Ret, e.SMTPUTF8 = BodyType(flags&3), Ret(flags>>2&3), flags&(1<<4) != 0
+	e.Body, e.Ret, e.SMTPUTF8 = BodyType(flags&3), Ret(flags>>2&3), flags&flagUTF8 != 0
 	nsec := binary.LittleEndian.Uint32(b[26:])
-	if flags>>5 != 0 || e.Ret > RetHdrs || nsec >= 1e9 {
+	known := byte(flagRequireTLS - 1)
+	if b[0] == codecWithWishes {
+		known = flagKey<<1 - 1
+		e.RequireTLS = flags&flagRequireTLS != 0
+	}
+	if flags&^known != 0 || e.Ret > RetHdrs || nsec >= 1e9 {
 		return nil, ErrBadEnvelope
 	}
 	e.Arrived = time.Unix(int64(binary.LittleEndian.Uint64(b[18:])), int64(nsec)).UTC()
@@ -116,9 +144,15 @@ func Decode(b []byte) (*Envelope, error) {
 	e.Client.Helo = r.bytes()
 	e.Client.Protocol = protocolName(r.bytes())
 	e.Client.Listener = string(r.bytes())
-	if b[0] == codecWithFacts {
+	if b[0] >= codecWithFacts {
 		e.Client.User, e.Results = r.bytes(), r.bytes()
-		if len(e.Client.User) == 0 && len(e.Results) == 0 {
+		if b[0] == codecWithFacts && len(e.Client.User) == 0 && len(e.Results) == 0 {
+			return nil, ErrBadEnvelope
+		}
+	}
+	if b[0] == codecWithWishes {
+		e.Metadata = r.bytes()
+		if flags&flagKey != 0 && !r.idempotency(&e.Idempotency) || !e.RequireTLS && len(e.Metadata) == 0 && flags&flagKey == 0 {
 			return nil, ErrBadEnvelope
 		}
 	}
@@ -184,6 +218,18 @@ func (r *reader) uvarint() uint64 {
 	}
 	r.rest = r.rest[n:]
 	return v
+}
+
+// idempotency fills in a key; false when there is none, or it is none.
+func (r *reader) idempotency(i *Idempotency) bool {
+	if len(r.rest) < len(i.Key)+len(i.Payload) {
+		return false
+	}
+	n := copy(i.Key[:], r.rest)
+	n += copy(i.Payload[:], r.rest[n:])
+	r.rest = r.rest[n:]
+	i.Answer = r.bytes()
+	return i.Given() && len(i.Answer) <= MaxAnswerBytes
 }
 
 // bytes gives nil for an empty field, as Keep does.

@@ -2,6 +2,7 @@ package envelope
 
 import (
 	"bytes"
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -30,7 +31,15 @@ func sampleEnvelopes() []*Envelope {
 	user := &Envelope{Client: Client{User: []byte("alice")}}
 	facts := &Envelope{Client: Client{User: []byte("alice")}, Results: []byte("spf=pass smtp.mailfrom=a@example.net")}
 	results := &Envelope{Results: []byte("spf=none")}
-	return []*Envelope{{}, full, many, mapped, user, facts, results}
+	tls := &Envelope{RequireTLS: true}
+	meta := &Envelope{Metadata: []byte(`{"campaign":"x"}`), Client: Client{User: []byte("alice")}}
+	key := &Envelope{Idempotency: Idempotency{Key: [32]byte{31: 1}}}
+	wishes := &Envelope{
+		RequireTLS: true, SMTPUTF8: true, Metadata: []byte(`{}`), Results: []byte("spf=none"),
+		Idempotency: Idempotency{Key: [32]byte{1}, Payload: [32]byte{2}, Answer: bytes.Repeat([]byte("a"), MaxAnswerBytes)},
+		Recipients:  []Recipient{{Path: []byte("b@example.org")}},
+	}
+	return []*Envelope{{}, full, many, mapped, user, facts, results, tls, meta, key, wishes}
 }
 
 func TestDecodeGivesBackWhatWasAppended(t *testing.T) {
@@ -51,14 +60,70 @@ func TestDecodeGivesBackWhatWasAppended(t *testing.T) {
 }
 
 func TestDecodeRefusesEveryCutAndEveryExtension(t *testing.T) {
-	b := sampleEnvelopes()[1].AppendBinary(nil)
-	for n := range b {
-		if _, err := Decode(b[:n:n]); err == nil {
-			t.Errorf("the first %d of %d bytes decode", n, len(b))
+	for i, e := range sampleEnvelopes() {
+		if i == 2 {
+			continue // long
+		}
+		b := e.AppendBinary(nil)
+		for n := range b {
+			if _, err := Decode(b[:n:n]); err == nil {
+				t.Errorf("the first %d of %d bytes decode", n, len(b))
+			}
+		}
+		if _, err := Decode(append(b, 0)); err == nil {
+			t.Error("a byte too many decodes")
 		}
 	}
-	if _, err := Decode(append(b, 0)); err == nil {
-		t.Error("a byte too many decodes")
+}
+
+// What was written before there were later versions must be read for ever: these bytes are fixed.
+func TestEarlierVersionsDecode(t *testing.T) {
+	fixed := "00000000000000000000000000000000" + "11" + "0100000000000000" + "02000000" + "00000000000000000000000000000000"
+	for name, c := range map[string]struct {
+		form string
+		want Envelope
+	}{
+		"1": {"01" + fixed + "00" + "00" + "0453 4d5450" + "00" + "0161" + "00" + "01" + "00" + "0162" + "00", Envelope{}},
+		"2": {"02" + fixed + "00" + "00" + "0453 4d5450" + "00" + "0175" + "0172" + "0161" + "00" + "01" + "00" + "0162" + "00",
+			Envelope{Client: Client{User: []byte("u")}, Results: []byte("r")}},
+	} {
+		b, err := hex.DecodeString(strings.ReplaceAll(c.form, " ", ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := c.want
+		want.Arrived, want.SMTPUTF8, want.Body = time.Unix(1, 2).UTC(), true, Body7Bit
+		want.Client.Protocol, want.ReversePath, want.Recipients = "SMTP", []byte("a"), []Recipient{{Path: []byte("b")}}
+		got, err := Decode(b)
+		if err != nil {
+			t.Fatalf("version %s: %v", name, err)
+		}
+		if !reflect.DeepEqual(got, &want) {
+			t.Errorf("version %s: got %+v\nwant %+v", name, got, &want)
+		}
+		if again := got.AppendBinary(nil); !bytes.Equal(again, b) {
+			t.Errorf("version %s is written as %x", name, again)
+		}
+	}
+}
+
+func TestDecodeRefusesWhatNobodyWrites(t *testing.T) {
+	with := func(i int, change func(b []byte) []byte) []byte {
+		return change(sampleEnvelopes()[i].AppendBinary(nil))
+	}
+	long := &Envelope{Idempotency: Idempotency{Key: [32]byte{1}, Answer: make([]byte, MaxAnswerBytes+1)}}
+	for name, b := range map[string][]byte{
+		"an answer over its limit":            long.AppendBinary(nil),
+		"version 3 without a need":            with(7, func(b []byte) []byte { b[17] &^= flagRequireTLS; return b }),
+		"version 2 with RequireTLS":           with(4, func(b []byte) []byte { b[17] |= flagRequireTLS; return b }),
+		"version 3 with an unknown flag":      with(7, func(b []byte) []byte { b[17] |= 1 << 7; return b }),
+		"a key of zeros":                      with(9, func(b []byte) []byte { return bytes.Replace(b, []byte{0, 1}, []byte{0, 0}, 1) }),
+		"a later version":                     with(7, func(b []byte) []byte { b[0] = 4; return b }),
+		"the flag of a key that is not there": with(7, func(b []byte) []byte { b[17] |= flagKey; return b }),
+	} {
+		if e, err := Decode(b); err == nil {
+			t.Errorf("%s decodes to %+v", name, e)
+		}
 	}
 }
 

@@ -63,6 +63,20 @@ type Client struct {
 	User     []byte         // authorization identity after AUTH (RFC 4954), empty without
 }
 
+// MaxAnswerBytes is the longest Idempotency.Answer, 8 KiB. A queue refuses a message with a longer one.
+const MaxAnswerBytes = 8 << 10
+
+// Idempotency is a key under which the client may ask for the same submission again without its being done twice. The queue keeps it in
+// the same record as the message, so that neither is there without the other. The zero value means that the client gave none.
+type Idempotency struct {
+	Key     [32]byte // SHA-256 over credential and key; zero means none, and then the other fields count for nothing
+	Payload [32]byte // SHA-256 over what was submitted
+	Answer  []byte   // what the edge needs to give the same answer again; at most MaxAnswerBytes; in the envelope's arena
+}
+
+// Given says that there is a key.
+func (i *Idempotency) Given() bool { return i.Key != [32]byte{} }
+
 // Envelope is one message on its way into a queue.
 type Envelope struct {
 	ID          ID
@@ -71,10 +85,13 @@ type Envelope struct {
 	Body        BodyType
 	Ret         Ret
 	SMTPUTF8    bool // RFC 6531 §3.4
+	RequireTLS  bool // RFC 8689 §4.2: hand on only over TLS, to who keeps to it
 	Recipients  []Recipient
 	Client      Client
 	Arrived     time.Time
-	Results     []byte     // what was found out about client and sender, as in Authentication-Results (RFC 8601) behind our name; empty when nothing was
+	Results     []byte // what was found out about client and sender, as in Authentication-Results (RFC 8601) behind our name; empty when nothing was
+	Metadata    []byte // a JSON object of the submitter's, carried and not looked at; empty without
+	Idempotency Idempotency
 	Trace       []byte     // our header fields, Received the last, CRLF included; they stand before Data when the message is handed on
 	Data        pool.Chain // message data as sent, dot-stuffing removed
 
@@ -111,6 +128,7 @@ func (e *Envelope) CloneHead() *Envelope {
 	c.ReversePath, c.EnvID = slices.Clone(e.ReversePath), slices.Clone(e.EnvID)
 	c.Client.Helo, c.Client.User = slices.Clone(e.Client.Helo), slices.Clone(e.Client.User)
 	c.Trace, c.Results = slices.Clone(e.Trace), slices.Clone(e.Results)
+	c.Metadata, c.Idempotency.Answer = slices.Clone(e.Metadata), slices.Clone(e.Idempotency.Answer)
 	c.Recipients = slices.Clone(e.Recipients)
 	for i := range c.Recipients {
 		r := &c.Recipients[i]

@@ -99,17 +99,43 @@ func TestReleasePoisonsAddressesAndASecondOnePanics(t *testing.T) {
 	e.Release()
 }
 
+func TestACopyOfTheHeadHasMemoryOfItsOwn(t *testing.T) {
+	for i, e := range sampleEnvelopes() {
+		if i == 2 {
+			continue // long
+		}
+		want := e.AppendBinary(nil)
+		lists := NewList(pool.NewList(1<<20, nil))
+		owned, err := Decode(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Move everything into the arena, then let Release overwrite it.
+		kept := lists.Get()
+		arena := kept.Keep(want)
+		if owned, err = Decode(arena); err != nil {
+			t.Fatal(err)
+		}
+		c := owned.CloneHead()
+		kept.Release()
+		if got := c.AppendBinary(nil); !bytes.Equal(got, want) {
+			t.Errorf("envelope %d: the copy has changed with the original", i)
+		}
+	}
+}
+
 func TestAReleasedEnvelopeIsUsedAgainEmptyAndWithoutAllocating(t *testing.T) {
 	chunks := pool.NewList(1<<20, pool.NewBudget(1<<20))
 	l := NewList(chunks)
 	use := func() {
 		e := l.Get()
-		if e.ReversePath != nil || len(e.Recipients) != 0 || e.Data.Len() != 0 {
+		if e.ReversePath != nil || len(e.Recipients) != 0 || e.Data.Len() != 0 || e.RequireTLS || e.Metadata != nil || e.Idempotency.Given() || e.Idempotency.Answer != nil {
 			t.Fatal("an envelope came back with something in it")
 		}
 		e.ReversePath = e.Keep([]byte("sender@example.net"))
 		e.AddRecipient([]byte("a@example.org"), nil, 0)
 		e.AddRecipient([]byte("b@example.org"), nil, 0)
+		e.RequireTLS, e.Metadata, e.Idempotency = true, e.KeepString(`{"a":1}`), Idempotency{Key: [32]byte{1}, Answer: e.KeepString("202")}
 		e.Data.Append(chunks, []byte("Subject: x\r\n\r\n"))
 		e.Release()
 	}

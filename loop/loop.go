@@ -1,7 +1,6 @@
 package loop
 
 import (
-	"errors"
 	"log/slog"
 	"runtime/debug"
 	"sync"
@@ -31,26 +30,8 @@ var (
 	replyDraining = smtpcodec.Reply{Code: 421, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 2}, Text: "Shutting down, try again later"}
 	replyStash    = smtpcodec.Reply{Code: 421, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 7, Detail: 0}, Text: "Too much sent ahead of a reply"}
 
-	replyMemory  = smtpcodec.Reply{Code: 452, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 1}, Text: "Too much mail in progress, see limits.memory; try again later"}
-	replyFull    = smtpcodec.Reply{Code: 452, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 1}, Text: "Queue is full, try again later"}
-	replyNoSpace = smtpcodec.Reply{Code: 452, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 1}, Text: "Insufficient system storage, try again later"}
-	replyQueue   = smtpcodec.Reply{Code: 451, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 0}, Text: "Error queuing message, try again later"}
+	replyMemory = smtpcodec.Reply{Code: 452, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 1}, Text: "Too much mail in progress, see limits.memory; try again later"}
 )
-
-// refusal turns a queue's error into the reply that the client gets; nil stays nil.
-func refusal(err error) *smtpcodec.Reply {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, queue.ErrFull):
-		return &replyFull
-	case errors.Is(err, queue.ErrNoSpace):
-		return &replyNoSpace
-	case errors.Is(err, queue.ErrClosed):
-		return &replyDraining
-	}
-	return &replyQueue
-}
 
 // loop is the state of one event loop. Its goroutine owns all of it but the mailbox and conns.
 type loop struct {
@@ -192,7 +173,7 @@ func (lp *loop) submit(c *conn, now time.Time, out []byte) ([]byte, session.Step
 	}
 	lp.putSub(sub)
 	lp.meter.Message(env.Client.Protocol, false, env.Size(), 0)
-	out, step := c.sess.Committed(env, refusal(err), now, out)
+	out, step := c.sess.Committed(env, queue.Refusal(err), now, out)
 	env.Release()
 	return out, step
 }
@@ -215,7 +196,7 @@ func (lp *loop) committed(sub *queue.Submission, now time.Time) {
 	}
 	lp.cur = c
 	c.phase = phaseOpen
-	out, step := c.sess.Committed(env, refusal(err), now, lp.out[:0])
+	out, step := c.sess.Committed(env, queue.Refusal(err), now, lp.out[:0])
 	env.Release()
 	c.burst(now, out, step)
 }
@@ -249,7 +230,7 @@ func (lp *loop) checkRoom() {
 		// What is left is for the messages that have begun.
 		lp.res.Refuse, lp.res.RefuseReason = &replyMemory, session.ReasonMemory
 	default:
-		lp.res.Refuse = refusal(lp.srv.o.Writer.Room())
+		lp.res.Refuse = queue.Refusal(lp.srv.o.Writer.Room())
 	}
 }
 

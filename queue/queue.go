@@ -8,11 +8,13 @@ package queue
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"time"
 
 	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/smtpcodec"
 )
 
 // What a submission can fail with. An engine may wrap them; the edges turn them into replies.
@@ -30,6 +32,30 @@ var (
 	// ErrCorrupt: what is stored does not match its checksum and must not be handed on.
 	ErrCorrupt = errors.New("queue: stored message is damaged")
 )
+
+// What Refusal gives.
+var (
+	replyFull    = smtpcodec.Reply{Code: 452, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 1}, Text: "Queue is full, try again later"}
+	replyNoSpace = smtpcodec.Reply{Code: 452, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 1}, Text: "Insufficient system storage, try again later"}
+	replyClosed  = smtpcodec.Reply{Code: 421, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 2}, Text: "Shutting down, try again later"}
+	replyTrouble = smtpcodec.Reply{Code: 451, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 0}, Text: "Error queuing message, try again later"}
+)
+
+// Refusal turns what a submission failed with, or what Room says, into the reply that the client gets; nil stays nil. The reply is
+// shared: it must not be changed.
+func Refusal(err error) *smtpcodec.Reply {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, ErrFull):
+		return &replyFull
+	case errors.Is(err, ErrNoSpace):
+		return &replyNoSpace
+	case errors.Is(err, ErrClosed):
+		return &replyClosed
+	}
+	return &replyTrouble
+}
 
 // Submission is one message on its way to durability. The caller owns it and its envelope again when Owner.Committed has it.
 type Submission struct {
@@ -56,6 +82,21 @@ type Backend interface {
 	Room() error
 	// Close makes everything settled so far durable and lets go of the storage.
 	Close() error
+}
+
+// Remembered is one stored idempotency key. Its message arrived at ID.Time().
+type Remembered struct {
+	ID envelope.ID
+	envelope.Idempotency
+}
+
+// Rememberer is an engine that keeps idempotency keys in the record of their message, and beyond the message's own end. It does not
+// compare them: two messages with one key are two messages. That is for who submits them.
+type Rememberer interface {
+	// Remembered calls yield for each key whose message arrived at or after since, to the millisecond, also of messages that are done
+	// by now, until yield returns false. Of one key that was given twice the later message comes later. It is meant for the start,
+	// before the first commit. What yield is given is its own.
+	Remembered(since time.Time, yield func(Remembered) bool) error
 }
 
 // State is where a message stands.
@@ -160,11 +201,14 @@ type Entry struct {
 	Helo        string      `json:"helo"`
 	User        string      `json:"user,omitempty"`    // who had logged in
 	Results     string      `json:"results,omitempty"` // of SPF and the like, as in Authentication-Results
-	Protocol    string      `json:"protocol"`
-	Listener    string      `json:"listener"`
-	Attempts    int         `json:"attempts"`
-	Next        time.Time   `json:"next,omitzero"`
-	Reason      string      `json:"reason,omitempty"` // why it is held, dead or damaged
+	// Metadata is the submitter's JSON object; left out when it is none.
+	Metadata   json.RawMessage `json:"metadata,omitempty"`
+	RequireTLS bool            `json:"require_tls,omitempty"` // RFC 8689
+	Protocol   string          `json:"protocol"`
+	Listener   string          `json:"listener"`
+	Attempts   int             `json:"attempts"`
+	Next       time.Time       `json:"next,omitzero"`
+	Reason     string          `json:"reason,omitempty"` // why it is held, dead or damaged
 }
 
 // EntryRcpt is one recipient of an Entry.
