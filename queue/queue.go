@@ -23,6 +23,8 @@ var (
 	ErrFull = errors.New("queue: full")
 	// ErrNoSpace: free space on the engine's storage is below its reserve; 452 4.3.1.
 	ErrNoSpace = errors.New("queue: not enough free space")
+	// ErrUnavailable: the engine's storage is elsewhere and did not answer in time; 451 4.4.0. The message may have been stored.
+	ErrUnavailable = errors.New("queue: unreachable")
 	// ErrClosed: shutting down; 421 4.3.2.
 	ErrClosed = errors.New("queue: closed")
 	// ErrNotFound: no message with that id.
@@ -38,6 +40,7 @@ var (
 	replyFull    = smtpcodec.Reply{Code: 452, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 1}, Text: "Queue is full, try again later"}
 	replyNoSpace = smtpcodec.Reply{Code: 452, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 1}, Text: "Insufficient system storage, try again later"}
 	replyClosed  = smtpcodec.Reply{Code: 421, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 2}, Text: "Shutting down, try again later"}
+	replyAway    = smtpcodec.Reply{Code: 451, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 4, Detail: 0}, Text: "Queue is unreachable, try again later"}
 	replyTrouble = smtpcodec.Reply{Code: 451, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 0}, Text: "Error queuing message, try again later"}
 )
 
@@ -51,6 +54,8 @@ func Refusal(err error) *smtpcodec.Reply {
 		return &replyFull
 	case errors.Is(err, ErrNoSpace):
 		return &replyNoSpace
+	case errors.Is(err, ErrUnavailable):
+		return &replyAway
 	case errors.Is(err, ErrClosed):
 		return &replyClosed
 	}
@@ -77,7 +82,7 @@ type Backend interface {
 	// Commit returns when every submission of the batch is durable or has its Err set. It borrows the envelopes until it
 	// returns. An error in one submission does not concern the others unless it is set on them too.
 	Commit(batch []*Submission)
-	// Room says nil when a new message could be taken now, or ErrFull or ErrNoSpace. It is cheap, and any goroutine may call it:
+	// Room says nil when a new message could be taken now, or ErrFull, ErrNoSpace or ErrUnavailable. It is cheap, and any goroutine may call it:
 	// edges ask before they let a client send a message.
 	Room() error
 	// Close makes everything settled so far durable and lets go of the storage.
