@@ -34,6 +34,7 @@ type Config struct {
 	Hook     []Hook     `toml:"hook"`
 	Milter   []Milter   `toml:"milter"`
 	SMTP     SMTP       `toml:"smtp"`
+	HTTP     HTTP       `toml:"http"`
 	Limits   Limits     `toml:"limits"`
 	Timeouts Timeouts   `toml:"timeouts"`
 	SPF      SPF        `toml:"spf"`
@@ -58,6 +59,7 @@ type Listener struct {
 	ClientCertificates string         `toml:"client_certificates"`
 	ProxyProtocolFrom  []netip.Prefix `toml:"proxy_protocol_from"`
 	RelayFrom          []netip.Prefix `toml:"relay_from"`
+	PostFrom           []netip.Prefix `toml:"post_from"` // of HTTP only; otherwise empty
 	Auth               []string       `toml:"auth"`
 	AuthRequired       bool           `toml:"auth_required"`
 }
@@ -82,6 +84,7 @@ type Auth struct {
 	Users   string        `toml:"users"`
 	HTTP    string        `toml:"http"`
 	Dovecot string        `toml:"dovecot"`
+	Keys    string        `toml:"keys"`
 	Timeout time.Duration `toml:"timeout"`
 	CRAMMD5 bool          `toml:"cram_md5"`
 }
@@ -135,6 +138,23 @@ type SMTP struct {
 	EarlyTalkers string        `toml:"early_talkers"`
 }
 
+// HTTP is [http].
+type HTTP struct {
+	Path            string        `toml:"path"` // a regular expression; empty: any path
+	Method          string        `toml:"method"`
+	SenderHeader    string        `toml:"sender_header"`
+	RecipientHeader string        `toml:"recipient_header"`
+	EhloHeader      string        `toml:"ehlo_header"`
+	Success         int           `toml:"success"`     // 200 or 204
+	Connections     int           `toml:"connections"` // over all listeners
+	HeaderBytes     Size          `toml:"header_bytes"`
+	BatchMessages   int           `toml:"batch_messages"`
+	BatchLine       Size          `toml:"batch_line"` // never 0 after Load: by default what fits limits.message_size
+	BatchBytes      Size          `toml:"batch_bytes"`
+	IdempotencyKeys int           `toml:"idempotency_keys"`
+	IdempotencyTime time.Duration `toml:"idempotency_time"`
+}
+
 // Limits is [limits].
 type Limits struct {
 	Connections          int  `toml:"connections"`
@@ -159,6 +179,8 @@ type Timeouts struct {
 	Handshake   time.Duration `toml:"handshake"`
 	ProxyHeader time.Duration `toml:"proxy_header"`
 	Policy      time.Duration `toml:"policy"`
+	HTTPHeader  time.Duration `toml:"http_header"`
+	HTTPIdle    time.Duration `toml:"http_idle"`
 	Drain       time.Duration `toml:"drain"`
 }
 
@@ -225,10 +247,26 @@ type Queue struct {
 
 // JetStream is [queue.jetstream].
 type JetStream struct {
-	URL      string `toml:"url"`
-	Stream   string `toml:"stream"`
-	Subject  string `toml:"subject"`
-	Replicas int    `toml:"replicas"`
+	URL          NATSServers   `toml:"url"`
+	Stream       string        `toml:"stream"`
+	Subject      string        `toml:"subject"`
+	Replicas     int           `toml:"replicas"`
+	Create       bool          `toml:"create"` // false: stream and consumer are only verified
+	Credentials  string        `toml:"credentials"`
+	User         string        `toml:"user"`
+	Password     string        `toml:"password"` // never shown
+	CA           string        `toml:"ca"`
+	Cert         string        `toml:"cert"`
+	Key          string        `toml:"key"`
+	Durable      string        `toml:"durable"` // name of the consumer
+	Batch        string        `toml:"batch"`
+	Window       int           `toml:"window"` // messages
+	WindowBytes  Size          `toml:"window_bytes"`
+	Timeout      time.Duration `toml:"timeout"`
+	Duplicates   time.Duration `toml:"duplicates"`
+	MaxBytes     Size          `toml:"max_bytes"` // of the stream; 0: no limit
+	DeadSubject  string        `toml:"dead_subject"`
+	ObjectBucket string        `toml:"object_bucket"`
 }
 
 // Relay is [relay].
@@ -279,25 +317,40 @@ func setDefaults(element any) {
 	}
 }
 
-// Default is the configuration without a file: SMTP for this machine alone, any recipient, and the mail is held in ./fastedge-data.
+// Default is the configuration without a file: SMTP and HTTP for this machine alone, any recipient, and the mail is held in ./fastedge-data.
 func Default() Config { return defaults(os.Getenv("STATE_DIRECTORY")) }
 
 // defaults takes systemd's STATE_DIRECTORY, a list of directories separated by colons of which the first is ours.
 func defaults(stateDirectory string) Config {
 	smtp := defaultListener()
 	smtp.Name, smtp.Address = "smtp", Address{"tcp", "127.0.0.1:2525"}
+	http := defaultListener()
+	http.Name, http.Address, http.Protocol, http.PostFrom = "http", Address{"tcp", "127.0.0.1:8025"}, "http", slices.Clone(loopback)
 	stateDir, _, _ := strings.Cut(stateDirectory, ":")
 	if stateDir == "" {
 		stateDir = "./fastedge-data"
 	}
-	return Config{
+	c := Config{
 		Hostname: machineName(),
 		StateDir: stateDir,
-		Listen:   []Listener{smtp},
+		Listen:   []Listener{smtp, http},
 		TLS:      TLS{MinVersion: "1.2", ReloadEvery: 30 * time.Second},
 		Auth:     Auth{Timeout: 10 * time.Second},
 		Domains:  Domains{Subaddress: "+"},
 		SMTP:     SMTP{LineEndings: "strict", EarlyTalkers: "count"},
+		HTTP: HTTP{
+			Method:          "POST",
+			SenderHeader:    "X-Envelope-Sender",
+			RecipientHeader: "X-Envelope-Recipient",
+			EhloHeader:      "X-Ehlo",
+			Success:         200,
+			Connections:     4096,
+			HeaderBytes:     64 << 10,
+			BatchMessages:   10_000,
+			BatchBytes:      1 << 30,
+			IdempotencyKeys: 1_000_000,
+			IdempotencyTime: day,
+		},
 		Limits: Limits{
 			Connections:  20000,
 			MessageSize:  25 << 20,
@@ -315,6 +368,8 @@ func defaults(stateDirectory string) Config {
 			Handshake:   30 * time.Second,
 			ProxyHeader: 5 * time.Second,
 			Policy:      30 * time.Second,
+			HTTPHeader:  10 * time.Second,
+			HTTPIdle:    time.Minute,
 			Drain:       time.Minute,
 		},
 		SPF: SPF{
@@ -339,7 +394,21 @@ func defaults(stateDirectory string) Config {
 			Durability:  "fsync",
 			MinFree:     1 << 30,
 			SegmentSize: 256 << 20,
-			JetStream:   JetStream{Stream: "MAIL", Subject: "mail.inbound", Replicas: 3},
+			JetStream: JetStream{
+				URL:          NATSServers{"nats://127.0.0.1:4222"},
+				Stream:       "MAIL",
+				Subject:      "mail.inbound",
+				Replicas:     1,
+				Create:       true,
+				Durable:      "fastedge",
+				Batch:        "auto",
+				Window:       4096,
+				WindowBytes:  64 << 20,
+				Timeout:      5 * time.Second,
+				Duplicates:   2 * time.Minute,
+				DeadSubject:  "mail.dead",
+				ObjectBucket: "MAIL_LARGE",
+			},
 		},
 		Relay: Relay{
 			Connections: 32,
@@ -349,6 +418,29 @@ func defaults(stateDirectory string) Config {
 		Admin: Admin{HTTP: Address{"tcp", "127.0.0.1:9025"}},
 		Log:   Log{Format: "auto", Level: "info"},
 	}
+	c.HTTP.BatchLine = c.batchLine()
+	return c
+}
+
+// batchLine is a line of a batch that the largest message fits into: base64 makes four octets of three, and addresses and options want some room. It
+// is whole KiB, and no more than a batch may have.
+func (c *Config) batchLine() Size {
+	return min((c.Limits.MessageSize/3*4+4+64<<10+1023)>>10<<10, c.HTTP.BatchBytes)
+}
+
+// HasHTTP says that a listener takes mail by HTTP.
+func (c *Config) HasHTTP() bool {
+	return slices.ContainsFunc(c.Listen, func(l Listener) bool { return l.Protocol == "http" })
+}
+
+// UsesJetStream says that mail goes to JetStream, at once or by way of the spool.
+func (c *Config) UsesJetStream() bool {
+	return c.Queue.Engine == "jetstream" || c.Queue.Engine == "spool+jetstream"
+}
+
+// UsesSpool says that mail is kept on this machine.
+func (c *Config) UsesSpool() bool {
+	return c.Queue.Engine == "spool" || c.Queue.Engine == "spool+jetstream"
 }
 
 // AsksDNS says that something is to be looked up about clients: SPF, lists or their names. Clients on this machine never are.

@@ -12,12 +12,10 @@ import (
 type rule struct {
 	doc   string
 	words []string           // the value, or each element, is one of these
-	later []string           // of words: those that are not built yet
 	check func(string) error // the value, or each element, as text
 	// min and max bound a number, size or duration, or each element: bytes, nanoseconds. Only when max is set.
 	min, max int64
-	// unbuilt keys may only have their default.
-	unbuilt bool
+	secret   bool // a value that is set is not shown to anybody
 }
 
 func words(list string) []string { return strings.Fields(list) }
@@ -40,17 +38,20 @@ var keys = map[string]rule{
 	"listen":            {doc: "One table for each address. A file with any [[listen]] replaces the default one."},
 	"listen[].name":     {doc: "For logs, metrics and Received fields. Default: the protocol.", check: checkName},
 	"listen[].address":  {doc: `"127.0.0.1:2525", ":25" for all addresses, "[::1]:25", or "unix:/path".`},
-	"listen[].protocol": {words: words("smtp lmtp http"), later: words("http"), doc: "smtp | lmtp | http"},
+	"listen[].protocol": {words: words("smtp lmtp http"), doc: "smtp | lmtp | http"},
 	"listen[].tls": {words: words("off opportunistic required implicit"),
-		doc: "off | opportunistic | required | implicit. opportunistic offers STARTTLS, required refuses MAIL without it, implicit begins with TLS (port 465)."},
+		doc: "off | opportunistic | required | implicit. opportunistic offers STARTTLS, required refuses MAIL without it, implicit begins with TLS (port 465). For http: off | required, which is HTTPS."},
 	"listen[].client_certificates": {words: words("off request require"),
 		doc: "off | request | require. request asks for a certificate and takes whatever comes; require ends the handshake without one."},
 	"listen[].proxy_protocol_from": {
 		doc: "These peers must speak the PROXY protocol, version 1 or 2; nobody else may."},
 	"listen[].relay_from": {doc: "Networks that may send to any domain. Unix sockets always may."},
-	"listen[].auth": {words: words(mechanisms),
-		doc: `SASL mechanisms to offer, like ["SCRAM-SHA-256", "PLAIN"]; offered over TLS only, which a proxy may have ended, except to this machine.`},
-	"listen[].auth_required": {doc: "Refuse MAIL before AUTH with 530."},
+	"listen[].post_from": {
+		doc: `HTTP only: networks that may post without credentials. Default: this machine. [] is nobody; unix sockets always may.`},
+	"listen[].auth": {words: words(mechanisms + " " + schemes),
+		doc: `SASL mechanisms to offer, like ["SCRAM-SHA-256", "PLAIN"]; offered over TLS only, which a proxy may have ended, except to this machine. ` +
+			`For http: "BEARER" (auth.keys), "BASIC" (a user's password) and "EXTERNAL" (a client certificate).`},
+	"listen[].auth_required": {doc: "Refuse MAIL before AUTH with 530. For http: credentials are wanted also from post_from."},
 
 	"tls": {doc: "Certificates and versions for STARTTLS and implicit TLS."},
 	"tls.certificates": {
@@ -60,13 +61,14 @@ var keys = map[string]rule{
 	"tls.min_version":         {words: words("1.2 1.3"), doc: "1.2 | 1.3"},
 	"tls.session_tickets":     {doc: "Whether clients may resume TLS sessions."},
 	"tls.reload_every": {min: second, max: 24 * hour,
-		doc: "How often the files are looked at, those of auth.users and domains.recipients too. What is bad in a new file is logged and the old one kept."},
+		doc: "How often the files are looked at, those of auth.users, auth.keys and domains.recipients too. What is bad in a new file is logged and the old one kept."},
 	"tls.client_ca": {doc: `PEM file with the authorities that vouch for client certificates; "" for those of the system.`},
 
 	"auth":          {doc: "Who may log in."},
 	"auth.users":    {doc: "File written by `fastedge auth add`; never plain passwords."},
 	"auth.http":     {check: optional(checkURL), doc: "URL that is asked about passwords and tokens, with one POST each."},
 	"auth.dovecot":  {check: optional(checkSocket), doc: `Dovecot's socket for authentication clients, like "/run/dovecot/auth-client".`},
+	"auth.keys":     {doc: "File of API keys for HTTP, written by `fastedge auth key add`; never the keys themselves."},
 	"auth.timeout":  {min: 10 * ms, max: hour, doc: "The longest that one step of a login may take; then it is 454."},
 	"auth.cram_md5": {doc: "Allow CRAM-MD5, which needs password equivalents on the server and is broken."},
 
@@ -113,8 +115,24 @@ var keys = map[string]rule{
 	"smtp.greet_delay":   {max: 30 * second, doc: "How long the greeting waits, for clients that talk before it to give themselves away. 0 is not at all."},
 	"smtp.early_talkers": {words: words("count refuse"), doc: "count | refuse. What becomes of clients that talk before the greeting; refuse is 421."},
 
+	"http": {doc: "Mail by POST. The first six keys are for the protocol whose envelope is in header fields; paths below /v1 are not."},
+	"http.path": {check: optional(checkPath),
+		doc: `Its paths, as a regular expression that must match at the start, like "/submit$". "" is any path; others get 404.`},
+	"http.method":           {check: checkMethod, doc: "Its method; others get 405."},
+	"http.sender_header":    {check: checkField, doc: "The field with the reverse-path, in base64."},
+	"http.recipient_header": {check: checkField, doc: "The field with forward-paths, in base64, separated by commas or semicolons; it may be repeated."},
+	"http.ehlo_header":      {check: checkField, doc: "The field with the client's name for itself."},
+	"http.success":          {min: 200, max: 204, doc: "200 | 204. The status of an accepted message."},
+	"http.connections":      {min: 1, max: 1_000_000, doc: "Open connections over all HTTP listeners; more are refused with 503. limits.connections does not count them."},
+	"http.header_bytes":     {min: 4 * kib, max: mib, doc: "Request line and header fields together; more get 431."},
+	"http.batch_messages":   {min: 1, max: 10_000_000, doc: "Messages of one batch; more get 413 each."},
+	"http.batch_line":       {min: kib, max: 4 * gib, doc: "The longest line of a batch. Default: four thirds of limits.message_size, and 64KiB."},
+	"http.batch_bytes":      {min: kib, max: tib, doc: "All of one batch, as sent and unpacked."},
+	"http.idempotency_keys": {min: 1, max: 100_000_000, doc: "Idempotency keys that are remembered, for all clients together; beyond it the oldest are forgotten."},
+	"http.idempotency_time": {min: second, max: 30 * 24 * hour, doc: "How long a key is remembered."},
+
 	"limits":             {doc: "What clients may use. Each refusal names the limit."},
-	"limits.connections": {min: 1, max: 1_000_000, doc: "Open client connections; more get 421. The descriptor limit must allow for them."},
+	"limits.connections": {min: 1, max: 1_000_000, doc: "Open client connections of SMTP and LMTP; more get 421. The descriptor limit must allow for them."},
 	"limits.connections_per_ip": {max: 1_000_000,
 		doc: "The same for one client address, or one /64 in IPv6. 0 is no limit."},
 	"limits.connections_per_prefix": {max: 1_000_000, doc: "The same for one /24, or one /56 in IPv6. 0 is no limit."},
@@ -137,6 +155,8 @@ var keys = map[string]rule{
 	"timeouts.handshake":    {min: 10 * ms, max: hour, doc: "A TLS handshake, from the reply to STARTTLS or the connection to its end."},
 	"timeouts.proxy_header": {min: 10 * ms, max: hour, doc: "The PROXY protocol's header, from the connection on."},
 	"timeouts.policy":       {min: 10 * ms, max: hour, doc: "The longest that one rule, hook or filter may take about one command, and a step of a login; then it is 451 or 454."},
+	"timeouts.http_header":  {min: 10 * ms, max: hour, doc: "An HTTP request's line and header fields, from their first byte on. The body has timeouts.data."},
+	"timeouts.http_idle":    {min: 10 * ms, max: 24 * hour, doc: "How long an HTTP connection may wait for its next request."},
 	"timeouts.drain":        {max: 24 * hour, doc: "How long TERM waits for open transactions."},
 
 	"spf":            {doc: "Sender Policy Framework, RFC 7208. Clients that may relay, have logged in or are on this machine are not checked."},
@@ -183,18 +203,38 @@ var keys = map[string]rule{
 	"dns.max_per_client": {min: 1, max: 1_000_000, doc: "The same for one client address, or one /64 in IPv6."},
 
 	"queue": {doc: "What takes responsibility for accepted mail."},
-	"queue.engine": {words: words("spool jetstream discard"), later: words("jetstream"),
-		doc: "spool | jetstream | discard. discard throws mail away: for benchmarks only."},
+	"queue.engine": {words: words("spool jetstream spool+jetstream discard"),
+		doc: "spool | jetstream | spool+jetstream | discard. spool keeps mail on this machine, jetstream on NATS servers; spool+jetstream accepts into the " +
+			"spool and hands on to NATS. discard throws mail away: for benchmarks only."},
 	"queue.durability": {words: words("fsync os"),
 		doc: "fsync | os. With os a power cut may lose acknowledged mail."},
 	"queue.min_free":     {max: math.MaxInt64, doc: "Free space below which mail is refused with 452, so that the disk never fills up."},
 	"queue.segment_size": {min: mib, max: 4 * gib, doc: "Size of one file of the spool."},
 
-	"queue.jetstream":          {doc: "NATS JetStream, when one machine is not enough."},
-	"queue.jetstream.url":      {unbuilt: true, doc: "Servers, separated by commas."},
-	"queue.jetstream.stream":   {unbuilt: true, doc: "Name of the stream."},
-	"queue.jetstream.subject":  {unbuilt: true, doc: "Subject to publish to."},
-	"queue.jetstream.replicas": {unbuilt: true, min: 1, max: 5, doc: "Copies of each message."},
+	"queue.jetstream":          {doc: "NATS JetStream, when one machine is not enough. Only with an engine that has it in its name."},
+	"queue.jetstream.url":      {doc: "Servers, separated by commas: nats://host:port, or tls://host:port."},
+	"queue.jetstream.stream":   {check: checkStream, doc: "Name of the stream."},
+	"queue.jetstream.subject":  {check: checkSubject, doc: "Subject to publish to."},
+	"queue.jetstream.replicas": {min: 1, max: 5, doc: "Copies of each message, on as many servers."},
+	"queue.jetstream.create": {
+		doc: "Whether stream and consumer are made, and changed to what is said here, at the start. false: they are only verified."},
+	"queue.jetstream.credentials": {doc: "File with a user's JWT and seed (.creds)."},
+	"queue.jetstream.user":        {doc: "Or: a user's name."},
+	"queue.jetstream.password":    {secret: true, doc: "And the password. Better in the environment than in a file that others read."},
+	"queue.jetstream.ca":          {doc: `PEM file with the authorities of the servers; "" for those of the system.`},
+	"queue.jetstream.cert":        {doc: "PEM file with a client certificate."},
+	"queue.jetstream.key":         {doc: "PEM file with its private key."},
+	"queue.jetstream.durable":     {check: checkStream, doc: "Name of the consumer that the relays share."},
+	"queue.jetstream.batch": {words: words("auto fast atomic off"),
+		doc: "auto | fast | atomic | off. How messages are put together on the way; auto is the best that the servers can."},
+	"queue.jetstream.window":       {min: 1, max: 1_000_000, doc: "Messages that may wait for the servers' word; more get 451."},
+	"queue.jetstream.window_bytes": {min: mib, max: 64 * gib, doc: "The same in bytes."},
+	"queue.jetstream.timeout":      {min: 10 * ms, max: hour, doc: "How long the servers may take to acknowledge a message; then it is 451."},
+	"queue.jetstream.duplicates": {min: 100 * ms, max: 7 * 24 * hour,
+		doc: "How long the stream knows a message again, so that one that is published twice is kept once."},
+	"queue.jetstream.max_bytes":     {max: math.MaxInt64, doc: "Size of the stream; when it is full, mail is refused with 452. 0 is no limit."},
+	"queue.jetstream.dead_subject":  {check: checkSubject, doc: "Where the relay puts messages that it gives up."},
+	"queue.jetstream.object_bucket": {check: checkBucket, doc: "Object store for messages that are larger than what the servers take."},
 
 	"relay": {doc: "Where accepted mail goes."},
 	"relay.next_hop": {
@@ -220,6 +260,7 @@ func notEmpty(s string) error {
 
 // mechanisms and stages are the words of the packages that serve them, strongest and earliest first.
 const (
+	schemes    = "BEARER BASIC" // of HTTP; EXTERNAL is one too
 	mechanisms = "SCRAM-SHA-256-PLUS SCRAM-SHA-256 EXTERNAL OAUTHBEARER XOAUTH2 PLAIN LOGIN CRAM-MD5"
 	modes      = "off observe enforce"
 	stages     = "connect helo tls auth mail rcpt data message"

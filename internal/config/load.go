@@ -195,6 +195,11 @@ func isTable(t reflect.Type) bool {
 	return t.Kind() == reflect.Struct && !reflect.PointerTo(t).Implements(textUnmarshaler)
 }
 
+// isList says that a type is an array in the file, and not a list with a text form.
+func isList(t reflect.Type) bool {
+	return t.Kind() == reflect.Slice && !reflect.PointerTo(t).Implements(textUnmarshaler)
+}
+
 // field is one key of a table.
 type field struct {
 	name  string
@@ -240,8 +245,6 @@ func (l *loader) value(p place, in any, v reflect.Value) {
 		l.tableMap(p, in, v)
 		return
 	}
-	standard := reflect.New(t).Elem()
-	standard.Set(v)
 	if !l.convert(p, in, v) {
 		return
 	}
@@ -250,12 +253,7 @@ func (l *loader) value(p place, in any, v reflect.Value) {
 	} else if at, ok := l.doc.at(p.path); ok {
 		l.cfg.origins[p.path] = Origin{"file", at.File + ":" + strconv.Itoa(at.Line)}
 	}
-	if keys[p.rule].unbuilt && !same(v, standard) {
-		l.report(p, notBuilt)
-	}
 }
-
-const notBuilt = "not built yet"
 
 // same compares values. To it, unlike to reflect.DeepEqual, an empty list is a list that was not given.
 func same(a, b reflect.Value) bool {
@@ -310,7 +308,7 @@ func (l *loader) tableMap(p place, in any, v reflect.Value) {
 
 // convert decodes a scalar or an array of them, or of tables, and checks it. false: a problem was reported.
 func (l *loader) convert(p place, in any, v reflect.Value) bool {
-	if v.Kind() == reflect.Slice {
+	if isList(v.Type()) {
 		elements, ok := in.([]any)
 		if !ok {
 			l.report(p, "must be an array, not %s", describe(in))
@@ -434,9 +432,6 @@ func checkRule(r rule, v reflect.Value) error {
 			}
 			return fmt.Errorf("%q is none of %s%s", s, strings.Join(r.words, ", "), hint)
 		}
-		if slices.Contains(r.later, s) {
-			return fmt.Errorf("%q: not built yet", s)
-		}
 	}
 	if r.max != 0 {
 		if n := v.Int(); n < r.min || n > r.max {
@@ -520,7 +515,7 @@ func (l *loader) overlay(key string, origin Origin, text string) {
 	case t.Kind() == reflect.Map || t.Kind() == reflect.Slice && isTable(t.Elem()):
 		l.report(p, "%s is a table and can only be set in a file", key)
 		return
-	case t.Kind() == reflect.Slice:
+	case isList(t):
 		elements := []any{}
 		for part := range strings.SplitSeq(text, ",") {
 			if part = strings.TrimSpace(part); part != "" {

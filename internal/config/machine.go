@@ -25,6 +25,9 @@ const (
 	usualServers   = 3
 )
 
+// natsDescriptors is the most connections to NATS servers, those that are being replaced among them.
+const natsDescriptors = 16
+
 // Descriptors is how many file descriptors the process may need.
 func (c *Config) Descriptors() uint64 { return c.descriptorsFor(runtime.NumCPU()) }
 
@@ -41,12 +44,19 @@ func (c *Config) descriptorsFor(loops int) uint64 {
 	if c.AsksDNS() {
 		reserved += dnsDescriptors * max(len(c.DNS.Servers), usualServers)
 	}
+	if c.UsesJetStream() {
+		reserved += natsDescriptors
+	}
+	if c.HasHTTP() {
+		reserved += c.HTTP.Connections
+	}
 	return uint64(c.Limits.Connections) + uint64(c.Relay.Connections) + uint64(reserved) + uint64(services*serviceDescriptors)
 }
 
 // CheckMachine asks whether this machine offers what the configuration needs. It changes nothing but the process's own limit of open
 // files, which it raises. busy names the listen addresses that are in use, by a running fastedge perhaps. When the limit of open files
-// can't be raised far enough, connections from the default are lowered to what fits; connections that were asked for are an error.
+// can't be raised far enough, connections from the default (limits.connections, http.connections) are lowered to what fits; connections
+// that were asked for are an error.
 func (c *Config) CheckMachine() (warnings []Problem, busy []string, err error) {
 	l := loader{cfg: c, doc: c.doc, bad: map[string]bool{}}
 	if err := checkWritable(c.StateDir); err != nil {
@@ -56,9 +66,7 @@ func (c *Config) CheckMachine() (warnings []Problem, busy []string, err error) {
 	if warning := l.nameServers("/etc/resolv.conf"); warning != nil {
 		warnings = append(warnings, *warning)
 	}
-	if warning := l.descriptors(raiseDescriptorLimit(c.Descriptors())); warning != nil {
-		warnings = append(warnings, *warning)
-	}
+	warnings = append(warnings, l.descriptors(raiseDescriptorLimit(c.Descriptors()))...)
 	for i, one := range c.Listen {
 		if l.tryBind(listenKey(i, "address"), one.Address) {
 			busy = append(busy, one.Address.String())
@@ -86,7 +94,13 @@ func (l *loader) files() {
 	}
 	readable("tls.client_ca", l.cfg.TLS.ClientCA)
 	readable("auth.users", l.cfg.Auth.Users)
+	readable("auth.keys", l.cfg.Auth.Keys)
 	readable("domains.recipients", l.cfg.Domains.Recipients)
+	js := &l.cfg.Queue.JetStream
+	readable("queue.jetstream.credentials", js.Credentials)
+	readable("queue.jetstream.ca", js.CA)
+	readable("queue.jetstream.cert", js.Cert)
+	readable("queue.jetstream.key", js.Key)
 }
 
 // nameServers warns of a machine without DNS, if something will be looked up there. That is no error: mail goes on, with temperror as result of SPF.
@@ -174,23 +188,54 @@ func raiseDescriptorLimit(need uint64) uint64 {
 
 // descriptors holds the connections against the limit of open files. gnet ends the whole engine when accept finds no descriptor
 // left, so this is no matter of degree.
-func (l *loader) descriptors(limit uint64) *Problem {
+func (l *loader) descriptors(limit uint64) (warnings []Problem) {
 	c := l.cfg
 	need := c.Descriptors()
 	if limit >= need {
 		return nil
 	}
-	fits := int64(limit) - int64(need) + int64(c.Limits.Connections)
-	if c.Origin("limits.connections").Kind != "default" || fits < 1 {
-		l.reportAt("limits.connections", fmt.Sprintf(
+	type connections struct {
+		key string
+		n   *int
+	}
+	smtp, http := connections{"limits.connections", &c.Limits.Connections}, connections{"http.connections", &c.HTTP.Connections}
+	all := []connections{http, smtp}
+	if !c.HasHTTP() {
+		all = all[1:]
+	}
+	var may []connections // be lowered
+	blamed := smtp        // the most of those that may not
+	for _, one := range all {
+		if c.Origin(one.key).Kind == "default" {
+			may = append(may, one)
+		} else if one == http || *one.n > *blamed.n || c.Origin(blamed.key).Kind == "default" {
+			blamed = one
+		}
+	}
+	left := int64(limit) - int64(need)
+	for _, one := range may {
+		left += int64(*one.n)
+	}
+	if len(may) == 0 || left < 1 || len(may) == 2 && left < 4 {
+		l.reportAt(blamed.key, fmt.Sprintf(
 			"%d connections need %d file descriptors and the limit is %d: raise it (ulimit -n, LimitNOFILE=) or lower the connections",
-			c.Limits.Connections, need, limit))
+			*blamed.n, need, limit))
 		return nil
 	}
-	warning := Problem{Key: "limits.connections", Message: fmt.Sprintf(
-		"limits.connections: lowered from %d to %d: the limit of open files is %d (ulimit -n, LimitNOFILE=)", c.Limits.Connections, fits, limit)}
-	c.Limits.Connections = int(fits)
-	return &warning
+	for i, one := range may { // HTTP gets a quarter, and SMTP what that leaves
+		fits := left
+		if i+1 < len(may) {
+			fits = left / 4
+		}
+		fits = min(fits, int64(*one.n))
+		left -= fits
+		if fits < int64(*one.n) {
+			warnings = append(warnings, Problem{Key: one.key, Message: fmt.Sprintf(
+				"%s: lowered from %d to %d: the limit of open files is %d (ulimit -n, LimitNOFILE=)", one.key, *one.n, fits, limit)})
+			*one.n = int(fits)
+		}
+	}
+	return warnings
 }
 
 // tryBind opens and closes a listener. true: the address is in use.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -139,23 +140,58 @@ func TestUnixSocketPaths(t *testing.T) {
 	}
 }
 
-// Connections that were asked for and can't be had are an error; those of the default make way.
+// Connections that were asked for and can't be had are an error; those of the default make way, those of HTTP to a quarter of what is left.
 func TestDescriptorLimit(t *testing.T) {
-	c := mustLoad(t, "limits.connections = 1000\n", nil)
-	l := loader{cfg: c, doc: c.doc, bad: map[string]bool{}}
-	if w := l.descriptors(c.Descriptors()); w != nil || l.problems != nil {
-		t.Errorf("at the limit: %v %v", w, l.problems)
-	}
-	if w := l.descriptors(c.Descriptors() - 1); w != nil || len(l.problems) != 1 || l.problems[0].Line != 1 {
-		t.Errorf("one below the limit: %v %v", w, l.problems)
-	}
-	c = mustLoad(t, "", nil)
-	l = loader{cfg: c, bad: map[string]bool{}}
-	if w := l.descriptors(1024); w == nil || l.problems != nil || c.Descriptors() != 1024 {
-		t.Errorf("default: %v %v, needs %d", w, l.problems, c.Descriptors())
-	}
-	if w := l.descriptors(100); w != nil || len(l.problems) != 1 {
-		t.Errorf("hopeless limit: %v %v", w, l.problems)
+	const smtpOnly = "listen = [{ address = \"127.0.0.1:25\" }]\n"
+	for _, c := range []struct {
+		text       string
+		spare      int    // descriptors that are left for connections of clients
+		smtp, http int    // connections afterwards
+		lowered    string // keys
+		bad        string // key and line
+	}{
+		{smtpOnly, 20000, 20000, 4096, "", ""},
+		{smtpOnly, 300, 300, 4096, "limits.connections", ""},
+		{smtpOnly, 1, 1, 4096, "limits.connections", ""},
+		{smtpOnly, 0, 20000, 4096, "", "limits.connections 0"},
+		{smtpOnly + "limits.connections = 1000", 1000, 1000, 4096, "", ""},
+		{smtpOnly + "limits.connections = 1000", 999, 1000, 4096, "", "limits.connections 2"},
+		{"", 24096, 20000, 4096, "", ""},
+		{"", 24095, 19999, 4096, "limits.connections", ""},
+		{"", 16384, 12288, 4096, "limits.connections", ""},
+		{"", 16380, 12285, 4095, "http.connections limits.connections", ""},
+		{"", 4, 3, 1, "http.connections limits.connections", ""},
+		{"", 3, 20000, 4096, "", "limits.connections 0"},
+		{"limits.connections = 1000", 1001, 1000, 1, "http.connections", ""},
+		{"limits.connections = 1000", 1000, 1000, 4096, "", "limits.connections 1"},
+		{"http.connections = 1000", 1001, 1, 1000, "limits.connections", ""},
+		{"http.connections = 1000", 1000, 20000, 1000, "", "http.connections 1"},
+		{"limits.connections = 5\nhttp.connections = 1000", 1005, 5, 1000, "", ""},
+		{"limits.connections = 5\nhttp.connections = 1000", 1004, 5, 1000, "", "http.connections 2"},
+		{"limits.connections = 1000\nhttp.connections = 5", 1004, 1000, 5, "", "limits.connections 1"},
+		{"limits.connections = 1000", -5000, 1000, 4096, "", "limits.connections 1"},
+	} {
+		cfg := mustLoad(t, c.text, nil)
+		limit := int(cfg.Descriptors()) - cfg.Limits.Connections + c.spare
+		if cfg.HasHTTP() {
+			limit -= cfg.HTTP.Connections
+		}
+		l := loader{cfg: cfg, doc: cfg.doc, bad: map[string]bool{}}
+		var keys []string
+		for _, w := range l.descriptors(uint64(max(limit, 0))) {
+			keys = append(keys, w.Key)
+		}
+		bad := ""
+		if len(l.problems) > 0 {
+			bad = l.problems[0].Key + " " + strconv.Itoa(l.problems[0].Line)
+		}
+		if cfg.Limits.Connections != c.smtp || cfg.HTTP.Connections != c.http || strings.Join(keys, " ") != c.lowered || bad != c.bad {
+			t.Errorf("%q with %d to spare: %d and %d connections, lowered %v, bad %q; want %d and %d, %q, %q", c.text, c.spare,
+				cfg.Limits.Connections, cfg.HTTP.Connections, keys, bad, c.smtp, c.http, c.lowered, c.bad)
+		}
+		if need := cfg.Descriptors(); bad == "" && need > uint64(limit) {
+			t.Errorf("%q with %d to spare: still %d needed of %d", c.text, c.spare, need, limit)
+		}
 	}
 }
 
@@ -222,7 +258,7 @@ func TestMissingNameServersAreAWarning(t *testing.T) {
 			t.Errorf("%s with %s: %q", c.text, c.file, got)
 		}
 	}
-	if none, open := mustLoad(t, "", nil), mustLoad(t, openListener, nil); open.descriptorsFor(1)-none.descriptorsFor(1) != 3*dnsDescriptors {
+	if none, open := mustLoad(t, "listen = [{ address = \"127.0.0.1:25\" }]", nil), mustLoad(t, openListener, nil); open.descriptorsFor(1)-none.descriptorsFor(1) != 3*dnsDescriptors {
 		t.Error("sockets of the resolver are not counted")
 	}
 }

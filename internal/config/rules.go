@@ -5,6 +5,8 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"net/url"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,10 +17,13 @@ import (
 func (l *loader) rules() {
 	c := l.cfg
 	l.listeners()
+	l.posting()
 	l.encryption()
 	l.logins()
 	l.proxies()
 	l.openRelay()
+	l.submission()
+	l.jetStream()
 	l.validators()
 	l.senders()
 	l.lists()
@@ -85,6 +90,24 @@ func (l *loader) listeners() {
 	}
 }
 
+// posting fills in who may post without credentials. Over SMTP nobody posts.
+func (l *loader) posting() {
+	for i := range l.cfg.Listen {
+		one, key := &l.cfg.Listen[i], listenKey(i, "post_from")
+		switch {
+		case l.bad[key] || l.bad[listenKey(i, "protocol")]:
+		case one.Protocol != "http":
+			if len(one.PostFrom) > 0 {
+				l.reportAt(key, fmt.Sprintf("is for protocol = \"http\"; what %s clients may do is in relay_from and domains.accept", strings.ToUpper(one.Protocol)))
+			}
+		case l.cfg.Origin(key).Kind == "default":
+			one.PostFrom = slices.Clone(loopback)
+		case len(one.PostFrom) == 0 && len(one.Auth) == 0 && one.Address.Network == "tcp" && !l.bad[listenKey(i, "auth")]:
+			l.reportAt(key, "nobody could post: name networks, or set auth of this listener")
+		}
+	}
+}
+
 // openRelay refuses listeners that strangers can reach and that would take mail for anywhere from them, or, without a single accepted
 // domain or network, for nowhere.
 func (l *loader) openRelay() {
@@ -105,10 +128,27 @@ func (l *loader) openRelay() {
 		case one.AuthRequired && len(one.Auth) > 0:
 			// Whoever has logged in may send anywhere, and nobody else anything.
 		case one.Address.IsLocal(): // mail for nowhere is no harm there
+		case one.Protocol == "http":
+			l.openPost(i)
 		case len(c.Domains.Accept) == 0 && !slices.ContainsFunc(one.RelayFrom, func(p netip.Prefix) bool { return !p.Addr().IsLoopback() }):
 			l.reportAt(listenKey(i, "address"), fmt.Sprintf(
 				"%v is open to other machines: set domains.accept, or relay_from or auth_required of this listener", one.Address))
 		}
+	}
+}
+
+// openPost refuses an HTTP listener that other machines reach for nothing, or that takes posts from them for nowhere.
+func (l *loader) openPost(i int) {
+	one, stranger := l.cfg.Listen[i], func(p netip.Prefix) bool { return !p.Addr().IsLoopback() }
+	if l.bad[listenKey(i, "post_from")] || l.bad[listenKey(i, "auth")] {
+		return
+	}
+	posting := slices.IndexFunc(one.PostFrom, stranger)
+	switch {
+	case posting < 0 && len(one.Auth) == 0:
+		l.reportAt(listenKey(i, "address"), fmt.Sprintf("%v is open to other machines, which may not post: set auth or post_from of this listener", one.Address))
+	case posting >= 0 && len(l.cfg.Domains.Accept) == 0 && !slices.ContainsFunc(one.RelayFrom, stranger):
+		l.reportAt(listenKey(i, "post_from"), fmt.Sprintf("%v may post, but to nowhere: set domains.accept, or relay_from of this listener", one.PostFrom[posting]))
 	}
 }
 
@@ -129,6 +169,8 @@ func (l *loader) encryption() {
 			continue
 		}
 		switch {
+		case one.Protocol == "http" && one.TLS == "opportunistic":
+			l.reportAt(tls, `HTTP has no STARTTLS: write "required" for HTTPS, or "off"`)
 		case one.TLS == "off":
 			if one.ClientCertificates != "off" && !l.bad[certificates] {
 				l.reportAt(certificates, "comes with TLS only: set tls of this listener")
@@ -148,7 +190,11 @@ func (l *loader) logins() {
 	for i, one := range c.Listen {
 		auth := listenKey(i, "auth")
 		if one.AuthRequired && len(one.Auth) == 0 {
-			l.reportAt(listenKey(i, "auth_required"), "needs mechanisms in auth of this listener: nobody could log in")
+			what := "mechanisms"
+			if one.Protocol == "http" {
+				what = "kinds of credentials"
+			}
+			l.reportAt(listenKey(i, "auth_required"), "needs "+what+" in auth of this listener: nobody could log in")
 		}
 		if len(one.Auth) > 0 && one.TLS == "off" && !one.endedByProxy() && !one.Address.IsLocal() && !l.bad[listenKey(i, "tls")] && !l.bad[listenKey(i, "address")] {
 			l.reportAt(auth, fmt.Sprintf("is never offered in clear to other machines: set tls of this listener (%v)", one.Address))
@@ -174,6 +220,21 @@ func (one *Listener) endedByProxy() bool { return one.TLS == "off" && len(one.Pr
 // unusable says why nobody could use a mechanism on listener i.
 func (l *loader) unusable(mechanism string, i int) string {
 	one, store := l.cfg.Listen[i], l.cfg.Auth
+	if l.bad[listenKey(i, "protocol")] {
+		return ""
+	}
+	isScheme := slices.Contains(words(schemes), mechanism)
+	switch {
+	case isScheme && one.Protocol != "http":
+		return "is for protocol = \"http\"; SMTP has SASL mechanisms, like PLAIN and OAUTHBEARER"
+	case !isScheme && one.Protocol == "http" && mechanism != "EXTERNAL":
+		return "is a SASL mechanism; HTTP has BEARER, BASIC and EXTERNAL"
+	case mechanism == "BEARER":
+		if store.Keys == "" && !l.bad["auth.keys"] {
+			return "there are no keys: set auth.keys"
+		}
+		return ""
+	}
 	if l.bad["auth.users"] || l.bad["auth.http"] || l.bad["auth.dovecot"] {
 		return ""
 	}
@@ -390,6 +451,73 @@ func (h NextHop) reaches(a Address) bool {
 	return portHop == port && (ipHop == ip || !ipHop.IsValid() || !ip.IsValid() && ipHop.IsLoopback())
 }
 
+// submission checks what is special to HTTP, and fills in the length of a batch's lines.
+func (l *loader) submission() {
+	c := l.cfg
+	if !l.bad["http.success"] && c.HTTP.Success != 200 && c.HTTP.Success != 204 {
+		l.reportAt("http.success", fmt.Sprintf("%d is neither 200 nor 204", c.HTTP.Success))
+	}
+	fields := [...]struct{ key, name string }{
+		{"http.sender_header", c.HTTP.SenderHeader}, {"http.recipient_header", c.HTTP.RecipientHeader}, {"http.ehlo_header", c.HTTP.EhloHeader},
+	}
+	for i, one := range fields {
+		for _, other := range fields[:i] {
+			if strings.EqualFold(one.name, other.name) && !l.bad[one.key] && !l.bad[other.key] {
+				l.reportAt(one.key, fmt.Sprintf("%s is %s already", one.name, other.key))
+				break
+			}
+		}
+	}
+	switch {
+	case l.bad["http.batch_line"] || l.bad["http.batch_bytes"]:
+	case c.Origin("http.batch_line").Kind == "default":
+		if !l.bad["limits.message_size"] {
+			c.HTTP.BatchLine = c.batchLine()
+		}
+	case c.HTTP.BatchLine > c.HTTP.BatchBytes:
+		l.reportAt("http.batch_line", fmt.Sprintf("%v is more than http.batch_bytes (%v)", c.HTTP.BatchLine, c.HTTP.BatchBytes))
+	}
+}
+
+// jetStream refuses keys that would change nothing, and credentials that are incomplete or ambiguous.
+func (l *loader) jetStream() {
+	c := l.cfg
+	const table = "queue.jetstream."
+	if !c.UsesJetStream() {
+		if l.bad["queue.engine"] {
+			return
+		}
+		// A file that was written from the defaults has all keys: only what differs is meant.
+		standard := Default().Queue.JetStream
+		have, want := reflect.ValueOf(c.Queue.JetStream), reflect.ValueOf(standard)
+		for _, f := range fieldsOf(have.Type()) {
+			if !l.bad[table+f.name] && !same(have.Field(f.index), want.Field(f.index)) {
+				l.reportAt(table+f.name, `is for queue.engine = "jetstream" or "spool+jetstream" only`)
+			}
+		}
+		return
+	}
+	js := &c.Queue.JetStream
+	switch {
+	case js.Password != "" && js.User == "":
+		l.reportAt(table+"user", "missing: there is a password")
+	case js.User != "" && js.Password == "":
+		l.reportAt(table+"password", "missing: there is a user")
+	case js.User != "" && js.Credentials != "":
+		l.reportAt(table+"user", "either a user with a password, or credentials")
+	}
+	if (js.Cert == "") != (js.Key == "") {
+		key := "cert"
+		if js.Cert != "" {
+			key = "key"
+		}
+		l.reportAt(table+key, "missing: a certificate and its key belong together")
+	}
+	if js.DeadSubject == js.Subject && !l.bad[table+"dead_subject"] && !l.bad[table+"subject"] {
+		l.reportAt(table+"dead_subject", "is queue.jetstream.subject: dead mail would be tried again")
+	}
+}
+
 // Warnings are what an operator should know and may want.
 func (c *Config) Warnings() []Problem {
 	var list []Problem
@@ -398,16 +526,28 @@ func (c *Config) Warnings() []Problem {
 	}
 	if c.Queue.Engine == "discard" {
 		warn("queue.engine", "discard throws every message away: for benchmarks only")
-	} else if c.Queue.Durability == "os" {
+	} else if c.Queue.Durability == "os" && c.UsesSpool() {
 		warn("queue.durability", "with os a power cut may lose acknowledged mail")
 	}
-	if c.Queue.Engine == "spool" && c.Queue.MinFree < c.Limits.Memory {
+	if c.UsesSpool() && c.Queue.MinFree < c.Limits.Memory {
 		warn("queue.min_free", "%v is less than limits.memory (%v): the disk may fill up with messages that are on their way when it is reached",
 			c.Queue.MinFree, c.Limits.Memory)
+	}
+	if js := &c.Queue.JetStream; c.UsesJetStream() {
+		if js.Replicas == 1 {
+			warn("queue.jetstream.replicas", "with one copy, mail is lost with the server that has it: 3 survive the loss of one server")
+		}
+		inClear := slices.ContainsFunc(js.URL, func(u string) bool { return strings.HasPrefix(u, "nats:") && !isLocalURL(u) })
+		if js.Password != "" && inClear && js.CA == "" && js.Cert == "" {
+			warn("queue.jetstream.url", "the password goes to another machine in clear: write tls:// or set queue.jetstream.ca")
+		}
 	}
 	for i, one := range c.Listen {
 		if one.TLS != "off" && len(c.TLS.Certificates) == 0 {
 			warn(listenKey(i, "tls"), "%v has no certificate (tls.certificates): a self-made one is used, which no client can verify", one.Address)
+		}
+		if one.Protocol == "http" {
+			continue // without EHLO
 		}
 		if one.TLS == "required" && c.hidden("STARTTLS") {
 			warn("smtp.hide", "STARTTLS is not offered, but listener %q requires it", one.Name)
@@ -455,6 +595,16 @@ func (c *Config) Warnings() []Problem {
 		warn("hostname", "%q is no full name: other servers may distrust it (RFC 5321 §4.1.1.1)", c.Hostname)
 	}
 	return list
+}
+
+// isLocalURL says that a URL is surely one of this machine.
+func isLocalURL(s string) bool {
+	u, err := url.Parse(s)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(u.Hostname())
+	return u.Hostname() == "localhost" || err == nil && ip.IsLoopback()
 }
 
 // hidden says that an EHLO keyword is not to be offered.

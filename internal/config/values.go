@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"regexp"
+	regexpsyntax "regexp/syntax"
 	"slices"
 	"strconv"
 	"strings"
@@ -218,6 +220,153 @@ func (e *Endpoint) UnmarshalText(text []byte) (err error) {
 
 // MarshalText is String.
 func (e Endpoint) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
+
+// NATSServers are URLs of NATS servers, which the file has in one text, separated by commas.
+type NATSServers []string
+
+// maxServersNATS is how many there may be.
+const maxServersNATS = 64
+
+const natsHint = `write "nats://host:4222" or "tls://host:4222", several with commas between them`
+
+// UnmarshalText reads URLs that are separated by commas. At least one is needed.
+func (n *NATSServers) UnmarshalText(text []byte) error {
+	*n = nil
+	for part := range strings.SplitSeq(string(text), ",") {
+		part = strings.TrimSpace(part)
+		u, err := url.Parse(part)
+		switch {
+		case err != nil || u.Scheme != "nats" && u.Scheme != "tls" || u.Hostname() == "":
+			return fmt.Errorf("%q is not the URL of a NATS server: %s", redacted(part), natsHint)
+		case u.User != nil:
+			// A URL ends up in logs.
+			return fmt.Errorf("%s://%s: user and password have keys of their own", u.Scheme, u.Host)
+		case u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "":
+			return fmt.Errorf("%q: a NATS server has no path, query or fragment: %s", part, natsHint)
+		}
+		if port := u.Port(); port != "" {
+			if p, err := strconv.ParseUint(port, 10, 16); err != nil || p == 0 {
+				return fmt.Errorf("%q: the port must be a number from 1 to 65535", part)
+			}
+		}
+		if *n = append(*n, part); len(*n) > maxServersNATS {
+			return fmt.Errorf("there are more than %d servers", maxServersNATS)
+		}
+	}
+	return nil
+}
+
+// redacted leaves out what stands before @.
+func redacted(s string) string {
+	if at := strings.LastIndexByte(s, '@'); at >= 0 {
+		return "..." + s[at:]
+	}
+	return s
+}
+
+// MarshalText is the list with commas.
+func (n NATSServers) MarshalText() ([]byte, error) { return []byte(n.String()), nil }
+
+func (n NATSServers) String() string { return strings.Join(n, ",") }
+
+// maxSubject is the longest name or subject of ours in NATS.
+const maxSubject = 255
+
+// checkStream takes the name of a stream or a consumer: it is a part of subjects, and of file names on the server.
+func checkStream(s string) error {
+	if s == "" || len(s) > maxSubject || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune(`.*>/\`, r) }) {
+		return fmt.Errorf(`%q is no name in NATS: 1 to %d printable ASCII characters, none of blank . * > / \`, s, maxSubject)
+	}
+	return nil
+}
+
+// checkSubject takes a subject to publish to, that is one without wildcards.
+func checkSubject(s string) error {
+	bad := func(why string) error { return fmt.Errorf("%q is no subject to publish to: %s", s, why) }
+	switch {
+	case s == "" || len(s) > maxSubject:
+		return bad(fmt.Sprintf("it must have 1 to %d bytes", maxSubject))
+	case s[0] == '$' || strings.HasPrefix(s, "_INBOX."):
+		return bad("that is the server's own")
+	}
+	for token := range strings.SplitSeq(s, ".") {
+		switch {
+		case token == "":
+			return bad("there is nothing between two dots, or at an end")
+		case strings.ContainsAny(token, "*>"):
+			return bad("it has a wildcard")
+		case strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }):
+			return bad("it must be printable ASCII without blanks")
+		}
+	}
+	return nil
+}
+
+// checkBucket takes the name of an object store.
+func checkBucket(s string) error {
+	if s == "" || len(s) > maxSubject || strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
+		return fmt.Errorf("%q is no name of an object store: 1 to %d letters, digits, hyphens and underscores", s, maxSubject)
+	}
+	return nil
+}
+
+// maxPath is the longest pattern of paths, in bytes.
+const maxPath = 1024
+
+// checkPath takes a pattern that paths match from their start.
+func checkPath(s string) error {
+	if len(s) > maxPath {
+		return fmt.Errorf("the pattern has more than %d bytes", maxPath)
+	}
+	re, err := regexp.Compile(s)
+	if err != nil {
+		var syntax *regexpsyntax.Error
+		if errors.As(err, &syntax) {
+			return fmt.Errorf("%q is not a pattern: %s: %s", s, syntax.Code, syntax.Expr)
+		}
+		return fmt.Errorf("%q is not a pattern: %w", s, err)
+	}
+	if prefix, _ := re.LiteralPrefix(); prefix != "" && prefix[0] != '/' {
+		return fmt.Errorf("%q matches no path: they all begin with /", s)
+	}
+	return nil
+}
+
+// isToken says that s is a token of RFC 9110 §5.6.2, as methods and field names are.
+func isToken(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("!#$%&'*+-.^_`|~", r))
+	})
+}
+
+// maxToken is the longest method or field name that can be configured, in bytes.
+const maxToken = 64
+
+// checkMethod takes a method of HTTP whose requests have content (RFC 9110 §9.3). Methods mind case.
+func checkMethod(s string) error {
+	switch {
+	case len(s) > maxToken || !isToken(s):
+		return fmt.Errorf("%q is not a method", s)
+	case slices.Contains([]string{"GET", "HEAD", "DELETE", "CONNECT", "OPTIONS", "TRACE"}, strings.ToUpper(s)):
+		return fmt.Errorf("%s is for requests without content: write POST, PUT or a name of your own", s)
+	}
+	return nil
+}
+
+// ownFields are those that mean something to HTTP itself, or to us.
+var ownFields = []string{"Authorization", "Connection", "Content-Encoding", "Content-Length", "Content-Type", "Expect", "Host",
+	"Idempotency-Key", "Keep-Alive", "Proxy-Authorization", "Proxy-Connection", "TE", "Trailer", "Transfer-Encoding", "Upgrade"}
+
+// checkField takes the name of a header field for our own use.
+func checkField(s string) error {
+	switch {
+	case len(s) > maxToken || !isToken(s):
+		return fmt.Errorf("%q is not the name of a header field", s)
+	case slices.ContainsFunc(ownFields, func(own string) bool { return strings.EqualFold(own, s) }):
+		return fmt.Errorf("%s has another meaning in HTTP", s)
+	}
+	return nil
+}
 
 // checkURL takes the address of a service over HTTP.
 func checkURL(s string) error {

@@ -14,23 +14,26 @@ func (c Config) writeDefault(w io.Writer) error {
 	out := &tomlWriter{w: bufio.NewWriter(w)}
 	out.line("# fastedge: every key with its default. Durations and sizes carry units: \"5m\", \"25MiB\".")
 	out.line("# Environment variables override the file: FASTEDGE_LIMITS_MESSAGE_SIZE sets limits.message_size.")
+	told := map[string]bool{} // a second listener needs no second explanation
+	explain := func(rule string) {
+		if !told[rule] {
+			told[rule] = true
+			out.line("")
+			out.comment(keys[rule].doc)
+		}
+	}
 	out.keyLine = func(key, rule, assignment string) {
-		r := keys[rule]
-		out.line("")
-		out.comment(r.doc)
-		switch {
-		case r.unbuilt:
-			out.line("# (not built yet) " + assignment)
-		case key == "hostname" || key == "state_dir":
-			out.line("# " + assignment) // the default depends on the machine
+		explain(rule)
+		switch key {
+		case "hostname", "state_dir", "http.batch_line":
+			out.line("# " + assignment) // the default depends on the machine, or on another key
 		default:
 			out.line(assignment)
 		}
 	}
 	out.header = func(header, rule string) {
 		out.line("")
-		out.line("")
-		out.comment(keys[rule].doc)
+		explain(rule)
 		out.line(header)
 	}
 	out.example = func(key, rule string, element reflect.Type) {
@@ -56,7 +59,11 @@ func WriteDefault(w io.Writer) error { return Default().writeDefault(w) }
 // Show writes the values in force as a file, each with where it came from.
 func (c *Config) Show(w io.Writer) error {
 	out := &tomlWriter{w: bufio.NewWriter(w)}
-	out.keyLine = func(key, _, assignment string) {
+	out.keyLine = func(key, rule, assignment string) {
+		if keys[rule].secret && !strings.HasSuffix(assignment, ` = ""`) {
+			name, _, _ := strings.Cut(assignment, " = ")
+			assignment = "# " + name + " is set, and not shown"
+		}
 		out.line(fmt.Sprintf("%-50s # %s", assignment, c.Origin(key)))
 	}
 	out.header = func(header, _ string) {
@@ -70,7 +77,7 @@ func (c *Config) Show(w io.Writer) error {
 // Setting is one value in force.
 type Setting struct {
 	Key    string `json:"key"`
-	Value  string `json:"value"` // as the file would have it
+	Value  string `json:"value"` // as the file would have it; a secret is not told
 	Origin string `json:"origin"`
 }
 
@@ -78,8 +85,11 @@ type Setting struct {
 func (c *Config) Settings() []Setting {
 	var list []Setting
 	out := &tomlWriter{w: bufio.NewWriter(io.Discard), header: func(string, string) {}}
-	out.keyLine = func(key, _, assignment string) {
+	out.keyLine = func(key, rule, assignment string) {
 		_, value, _ := strings.Cut(assignment, " = ")
+		if keys[rule].secret && value != `""` {
+			value = "(not shown)"
+		}
 		list = append(list, Setting{key, value, c.Origin(key).String()})
 	}
 	out.table("", "", reflect.ValueOf(*c))
@@ -167,6 +177,9 @@ func isTables(t reflect.Type) bool {
 func tomlValue(v reflect.Value) string {
 	switch v.Kind() {
 	case reflect.Slice:
+		if !isList(v.Type()) {
+			break
+		}
 		elements := make([]string, v.Len())
 		for i := range elements {
 			elements[i] = tomlValue(v.Index(i))
