@@ -77,6 +77,20 @@ func (ch *Chain) Append(l *List, p []byte) bool {
 	return true
 }
 
+// Pop takes the first chunk out of the chain and gives it to the caller, nil when the chain is empty. Sum means nothing afterwards.
+func (ch *Chain) Pop() *Chunk {
+	c := ch.head
+	if c == nil {
+		return nil
+	}
+	if ch.head = c.next; ch.head == nil {
+		ch.tail = nil
+	}
+	c.next = nil
+	ch.size -= int64(c.n)
+	return c
+}
+
 // AppendBuffers appends the written part of each chunk to dst, borrowed until Release.
 func (ch *Chain) AppendBuffers(dst [][]byte) [][]byte {
 	for c := ch.head; c != nil; c = c.next {
