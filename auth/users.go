@@ -282,27 +282,32 @@ func Load(path string) (*Table, error) {
 }
 
 func readUsers(path string) (text []byte, info os.FileInfo, err error) {
+	return readFile("users file", path, MaxUsersFileBytes)
+}
+
+// readFile reads a file of so many bytes at most. what says what it is in errors.
+func readFile(what, path string, limit int64) (text []byte, info os.FileInfo, err error) {
 	// Before it is opened: opening a pipe would wait, and with it every other file that is watched.
 	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() && !fi.IsDir() {
-		return nil, nil, fmt.Errorf("auth: users file: %s is not a file", path)
+		return nil, nil, fmt.Errorf("auth: %s: %s is not a file", what, path)
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, nil, fmt.Errorf("auth: users file: %w", err)
+		return nil, nil, fmt.Errorf("auth: %s: %w", what, err)
 	}
 	defer f.Close()
 	if info, err = f.Stat(); err != nil {
-		return nil, nil, fmt.Errorf("auth: users file: %w", err)
+		return nil, nil, fmt.Errorf("auth: %s: %w", what, err)
 	}
 	if !info.Mode().IsRegular() {
-		return nil, nil, fmt.Errorf("auth: users file %s is not a regular file", path)
+		return nil, nil, fmt.Errorf("auth: %s %s is not a regular file", what, path)
 	}
-	text, err = io.ReadAll(io.LimitReader(f, MaxUsersFileBytes+1))
+	text, err = io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
-		return nil, nil, fmt.Errorf("auth: users file: %w", err)
+		return nil, nil, fmt.Errorf("auth: %s: %w", what, err)
 	}
-	if len(text) > MaxUsersFileBytes {
-		return nil, nil, fmt.Errorf("auth: users file %s has more than %d bytes", path, MaxUsersFileBytes)
+	if int64(len(text)) > limit {
+		return nil, nil, fmt.Errorf("auth: %s %s has more than %d bytes", what, path, limit)
 	}
 	return text, info, nil
 }
@@ -387,10 +392,8 @@ type Users struct {
 	// fakeKey chooses which user a name imitates that is not known.
 	fakeKey [32]byte
 
-	mu     sync.Mutex // of Reload
-	info   os.FileInfo
-	readAt time.Time
-	sum    [sha256.Size]byte
+	mu   sync.Mutex // of Reload
+	last reading
 
 	// What passwords are hashed with; tests count the calls.
 	pbkdf2 func(password string, k *SCRAMKeys) (SCRAMKeys, error)
@@ -425,18 +428,28 @@ func OpenUsers(path string) (*Users, error) {
 // Table is the one in force.
 func (u *Users) Table() *Table { return u.table.Load() }
 
+// reading is how a file looked when it was read last.
+type reading struct {
+	info os.FileInfo
+	at   time.Time
+	sum  [sha256.Size]byte
+}
+
 // racyFor is how long after a change of the file its time may hide another one: file systems with coarse clocks.
 const racyFor = 3 * time.Second
+
+// same says that the file at path surely is what was read, without reading it.
+func (r *reading) same(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && r.info != nil && os.SameFile(info, r.info) && info.Size() == r.info.Size() && info.Mode() == r.info.Mode() &&
+		info.ModTime().Equal(r.info.ModTime()) && r.at.Sub(info.ModTime()) > racyFor
+}
 
 // Reload reads the file again if it looks different. A bad file, or none, is an error, and the old users stay in force.
 func (u *Users) Reload() (changed bool, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.path == "" {
-		return false, nil
-	}
-	if info, err := os.Stat(u.path); err == nil && u.info != nil && os.SameFile(info, u.info) && info.Size() == u.info.Size() &&
-		info.ModTime().Equal(u.info.ModTime()) && u.readAt.Sub(info.ModTime()) > racyFor {
+	if u.path == "" || u.last.same(u.path) {
 		return false, nil
 	}
 	now := time.Now()
@@ -444,9 +457,9 @@ func (u *Users) Reload() (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	sum := sha256.Sum256(text)
-	if u.table.Load() != nil && sum == u.sum {
-		u.info, u.readAt = info, now
+	next := reading{info, now, sha256.Sum256(text)}
+	if u.table.Load() != nil && next.sum == u.last.sum {
+		u.last = next
 		return false, nil
 	}
 	t, err := parseTable(u.path, text)
@@ -454,7 +467,7 @@ func (u *Users) Reload() (changed bool, err error) {
 		return false, err
 	}
 	u.table.Store(t)
-	u.info, u.readAt, u.sum = info, now, sum
+	u.last = next
 	return true, nil
 }
 

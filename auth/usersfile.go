@@ -62,15 +62,20 @@ func (f *UsersFile) find(name string) int {
 // other lines stay. Writers wait for each other. The new file has mode 0600, and keeps the owner and the group's right to read of
 // the old one. With create, a file that is missing is made. An error of change leaves the file alone; so does a file with bad lines.
 func Update(path string, create bool, change func(f *UsersFile) error) error {
+	return updateFile("users file", path, create, func(path string) error { return update(path, change) })
+}
+
+// updateFile holds the lock of a file while change reads and replaces it. path may be a link: change gets what it stands for.
+func updateFile(what, path string, create bool, change func(path string) error) error {
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real
 	}
-	lock, made, err := lockUsers(path, create)
+	lock, made, err := lockFile(path, create)
 	if err != nil {
-		return fmt.Errorf("auth: users file: %w", err)
+		return fmt.Errorf("auth: %s: %w", what, err)
 	}
 	defer lock.Close() // and the lock goes
-	err = update(path, change)
+	err = change(path)
 	if err != nil && made {
 		os.Remove(path)
 	}
@@ -105,8 +110,8 @@ func update(path string, change func(f *UsersFile) error) error {
 	return nil
 }
 
-// lockUsers opens and locks the file that is at path once the lock is got: another writer may have put a new one there meanwhile.
-func lockUsers(path string, create bool) (f *os.File, made bool, err error) {
+// lockFile opens and locks the file that is at path once the lock is got: another writer may have put a new one there meanwhile.
+func lockFile(path string, create bool) (f *os.File, made bool, err error) {
 	for {
 		f, err = os.OpenFile(path, os.O_RDWR, 0)
 		if errors.Is(err, fs.ErrNotExist) && create {
