@@ -64,7 +64,7 @@ func TestNobodyIsGreetedBeforeThePROXYHeader(t *testing.T) {
 	if b, err := c.r.Peek(1); err == nil {
 		t.Fatalf("%q before the header's end", b)
 	}
-	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	c.SetReadDeadline(time.Now().Add(patience))
 	c.send("\n")
 	c.expect("220")
 }
@@ -109,22 +109,27 @@ func TestBadBeginningsAreClosedWithoutAByteAndDiagnosedOnce(t *testing.T) {
 	for _, tc := range []struct {
 		name, sent, cause string
 		event             Event
+		late              bool // the time for a header passes
 	}{
-		{"no header", "EHLO c\r\n", "must send one", EventProxyMissing},
-		{"TLS instead", "\x16\x03\x01\x02\x00\x01", "must send one", EventProxyMissing},
-		{"silence", "", "must send one", EventProxyMissing},
-		{"half a header", "PROXY TCP4 192.0.2", "not complete in time", EventProxyBad},
-		{"bad version", v2(0x11, 0x11, inet4), "unknown version or command", EventProxyBad},
-		{"bad family", v2(0x21, 0x41, inet4), "address family", EventProxyBad},
-		{"UNIX family", v2(0x21, 0x31, make([]byte, 216)), "address family", EventProxyBad},
-		{"bad port", "PROXY TCP4 192.0.2.9 198.51.100.1 70000 25\r\n", "invalid port", EventProxyBad},
-		{"too long", "PROXY " + strings.Repeat("x", 200), "too long", EventProxyBad},
+		{"no header", "EHLO c\r\n", "must send one", EventProxyMissing, false},
+		{"TLS instead", "\x16\x03\x01\x02\x00\x01", "must send one", EventProxyMissing, false},
+		{"silence", "", "must send one", EventProxyMissing, true},
+		{"half a header", "PROXY TCP4 192.0.2", "not complete in time", EventProxyBad, true},
+		{"bad version", v2(0x11, 0x11, inet4), "unknown version or command", EventProxyBad, false},
+		{"bad family", v2(0x21, 0x41, inet4), "address family", EventProxyBad, false},
+		{"UNIX family", v2(0x21, 0x31, make([]byte, 216)), "address family", EventProxyBad, false},
+		{"bad port", "PROXY TCP4 192.0.2.9 198.51.100.1 70000 25\r\n", "invalid port", EventProxyBad, false},
+		{"too long", "PROXY " + strings.Repeat("x", 200), "too long", EventProxyBad, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			s := start(t, both(behindProxy, func(o *Options, _ *session.Options) { o.ProxyTimeout = 100 * time.Millisecond }))
+			s := start(t, both(behindProxy, func(o *Options, _ *session.Options) { o.ProxyTimeout = time.Hour }))
 			c := s.dial()
 			peer := c.LocalAddr().String()
 			c.send(tc.sent)
+			if tc.late {
+				waitFor(t, "what was sent", func() bool { return s.Connections() == 1 && s.rawBuffered() == len(tc.sent) })
+				s.pass(time.Hour)
+			}
 			if b, _ := c.r.ReadByte(); b != 0 {
 				t.Errorf("%q came back", b)
 			}
@@ -142,17 +147,19 @@ func TestBadBeginningsAreClosedWithoutAByteAndDiagnosedOnce(t *testing.T) {
 	}
 }
 
+// rawBuffered counts the bytes that have come in on all connections and wait.
+func (s *server) rawBuffered() (n int) {
+	for i := range *s.loops.Load() {
+		s.on(i, func(lp *loop) { lp.wheel.each(func(c *conn) { n += c.rawBuffered() }) })
+	}
+	return n
+}
+
 func TestAProxyThatLeavesInTheMiddleOfItsHeaderIsNoHealthCheck(t *testing.T) {
 	s := start(t, behindProxy)
 	c := s.dial()
 	c.send(proxyLine[:20])
-	waitFor(t, "the bytes", func() bool {
-		var n int
-		for i := range *s.loops.Load() {
-			s.on(i, func(lp *loop) { lp.wheel.each(func(c *conn) { n += c.rawBuffered() }) })
-		}
-		return n == 20
-	})
+	waitFor(t, "the bytes", func() bool { return s.rawBuffered() == 20 })
 	c.Close()
 	waitFor(t, "the end", func() bool { return s.Connections() == 0 })
 	if s.event(EventProxyBad) != 1 || s.event(EventProxyHealthCheck) != 0 || !strings.Contains(s.log.String(), "left in the middle") {
@@ -295,9 +302,11 @@ func TestTheGateLimitsConnectionsAndTheirPlacesComeBack(t *testing.T) {
 }
 
 func TestEarlyTalkersAreCountedAndServed(t *testing.T) {
-	s := start(t, func(o *Options, _ *session.Options) { o.Listeners[0].GreetDelay = 100 * time.Millisecond })
+	s := start(t, func(o *Options, _ *session.Options) { o.Listeners[0].GreetDelay = time.Hour })
 	early, patient := s.dial(), s.dial()
 	early.send("EHLO c\r\n")
+	waitFor(t, "both, and what one has sent", func() bool { return s.Connections() == 2 && s.rawBuffered() == len("EHLO c\r\n") })
+	s.pass(time.Hour)
 	early.expect("220", "250")
 	patient.expect("220")
 	patient.send("EHLO c\r\n")

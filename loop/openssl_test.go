@@ -33,7 +33,7 @@ func (s *server) openSSL(args ...string) *openSSL {
 	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
-	killer := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill() })
+	killer := time.AfterFunc(patience, func() { cmd.Process.Kill() })
 	go func() { cmd.Wait(); both.Close() }()
 	s.t.Cleanup(func() { cmd.Process.Kill(); io.Copy(io.Discard, out); killer.Stop() })
 	return &openSSL{s.t, in, bufio.NewReader(out)}
