@@ -326,6 +326,7 @@ func (l *ackLog) flush(sync bool) error {
 	defer l.writing.Unlock()
 	s := l.s
 	s.writeIndexes()
+	s.writeKeys()
 	s.mu.Lock()
 	if sync && l.lastSeg != nil {
 		if !l.lastSeg.sealed {

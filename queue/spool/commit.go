@@ -25,6 +25,7 @@ func (s *Spool) Commit(batch []*queue.Submission) {
 		fail(batch, queue.ErrClosed)
 		return
 	}
+	batch = s.admitKeys(batch)
 	for len(batch) > 0 {
 		room := int64(s.o.MaxMessages) - s.live.Load()
 		if room <= 0 {
@@ -80,6 +81,7 @@ func (s *Spool) commitPart(batch []*queue.Submission) int {
 		fail(batch, err)
 		return len(batch)
 	}
+	s.noteKeys(seg, batch, msgs)
 	s.index(seg, msgs, end)
 	s.forgetHeld(seg)
 	return len(batch)
@@ -178,6 +180,10 @@ func (s *Spool) encode(seg *segment, batch []*queue.Submission) (msgs []message,
 		if i == n-1 {
 			h.flags |= flagBatchEnd
 		}
+		keyed := env.Idempotency.Given()
+		if keyed {
+			h.flags |= flagKeyed
+		}
 		content := contentSeed(seg.seed, h.seq)
 		h.envCRC = crc32.Update(content, castagnoli, binary)
 		h.bodyCRC = bodySum(crc32.Update(content, castagnoli, env.Trace), env.Data.Sum())
@@ -195,7 +201,7 @@ func (s *Spool) encode(seg *segment, batch []*queue.Submission) (msgs []message,
 		}
 		msgs[i] = message{
 			seq: h.seq, id: h.id, seg: seg, off: off, envBytes: h.envBytes, traceBytes: h.traceBytes, dataBytes: int64(h.dataBytes),
-			place: -1,
+			place: -1, keyed: keyed,
 		}
 		next := h.next(off)
 		out = append(out, zeroFill[:next-off-h.size()]...)

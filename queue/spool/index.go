@@ -26,6 +26,7 @@ type message struct {
 	heldHere bool // held because of Options.Hold, not by an operator
 	decided  bool // an operator released it: Options.Hold does not apply
 	queued   bool // in Spool.fifo, also when it is no longer ready
+	keyed    bool // its envelope has an idempotency key; never changes
 }
 
 // detail is what only messages with a history have.

@@ -19,6 +19,7 @@ import (
 const (
 	indexBlockBytes = 32 // of a block before its entries
 	indexEntryBytes = 40
+	indexKeyed      = 1 << 63 // in an entry's data length: the envelope has an idempotency key
 )
 
 var indexMagic = [4]byte{'F', 'E', 'i', '1'}
@@ -46,7 +47,11 @@ func (x *indexFile) note(msgs []message, end int64) {
 		x.pending = binary.LittleEndian.AppendUint64(x.pending, uint64(m.off))
 		x.pending = binary.LittleEndian.AppendUint32(x.pending, m.envBytes)
 		x.pending = binary.LittleEndian.AppendUint32(x.pending, m.traceBytes)
-		x.pending = binary.LittleEndian.AppendUint64(x.pending, uint64(m.dataBytes))
+		data := uint64(m.dataBytes)
+		if m.keyed {
+			data |= indexKeyed
+		}
+		x.pending = binary.LittleEndian.AppendUint64(x.pending, data)
 	}
 	x.end = end
 }
@@ -158,13 +163,14 @@ func (s *Spool) readIndex(number uint64, seed uint32, limit int64) (found indexe
 		at, ok := found.end, true
 		for i := uint64(0); i < n && ok; i++ {
 			e := entries[i*indexEntryBytes:]
+			data := binary.LittleEndian.Uint64(e[32:])
 			m := message{
 				seq: firstSeq + i, id: envelope.ID(e), off: int64(binary.LittleEndian.Uint64(e[16:])),
 				envBytes: binary.LittleEndian.Uint32(e[24:]), traceBytes: binary.LittleEndian.Uint32(e[28:]),
-				dataBytes: int64(binary.LittleEndian.Uint64(e[32:])),
+				dataBytes: int64(data &^ indexKeyed), keyed: data&indexKeyed != 0,
 			}
 			recordEnd := m.off + recordHeaderBytes + int64(m.envBytes) + m.size()
-			ok = m.off >= at && m.dataBytes >= 0 && recordEnd > m.off && recordEnd <= end
+			ok = m.off >= at && recordEnd > m.off && recordEnd <= end
 			at = recordEnd
 			found.msgs = append(found.msgs, m)
 		}

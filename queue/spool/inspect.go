@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -115,6 +116,10 @@ func (s *Spool) entry(m *message) (e queue.Entry, ok bool) {
 		e.Client = env.Client.Addr.String()
 	}
 	e.Helo, e.Protocol, e.Listener = string(env.Client.Helo), env.Client.Protocol, env.Client.Listener
+	e.RequireTLS = env.RequireTLS
+	if len(env.Metadata) > 0 && json.Valid(env.Metadata) { // what is not would spoil the whole entry
+		e.Metadata = json.RawMessage(env.Metadata)
+	}
 	e.User, e.Results = string(env.Client.User), string(env.Results)
 	e.Recipients = make([]queue.EntryRcpt, len(env.Recipients))
 	outcomes := m.outcomes()

@@ -23,6 +23,7 @@ const (
 	batchAlign = 4096
 
 	flagBatchEnd = 1 << 0 // the last record of its batch: the next one starts at batchAlign
+	flagKeyed    = 1 << 1 // the envelope has an idempotency key
 )
 
 var (
@@ -31,12 +32,13 @@ var (
 	castagnoli  = crc32.MakeTable(crc32.Castagnoli)
 )
 
-// fileKind tells the two sorts of files apart.
+// fileKind tells the sorts of files apart.
 type fileKind uint32
 
 const (
 	kindSegment fileKind = 1
 	kindAcks    fileKind = 2
+	kindKeys    fileKind = 3
 )
 
 // fileHeader is what stands at the start of each file, twice.

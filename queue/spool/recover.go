@@ -36,7 +36,7 @@ type notes struct {
 // would share its sequence number with a later message, and be settled in its place.
 func (s *Spool) recover() error {
 	began := time.Now()
-	segments, logs, err := s.findFiles()
+	segments, logs, keyFiles, err := s.findFiles()
 	if err != nil {
 		return err
 	}
@@ -80,6 +80,9 @@ func (s *Spool) recover() error {
 		nextSeq = max(nextSeq, seg.firstSeq+uint64(len(seg.msgs)))
 	}
 	s.nextSeq.Store(nextSeq)
+	if err := s.recoverKeys(keyFiles); err != nil {
+		return err
+	}
 	s.applyAcks(acks)
 	if err := s.o.FS.SyncDir(s.dir); err != nil {
 		return err
@@ -99,14 +102,14 @@ func (s *Spool) recover() error {
 	return nil
 }
 
-// findFiles gives the numbers of the segments and of the ack logs, ascending, and removes what an unfinished rewrite left.
-func (s *Spool) findFiles() (segments, logs []uint64, err error) {
+// findFiles gives the numbers of the segments, of the ack logs and of the key files, ascending, and removes what an unfinished rewrite left.
+func (s *Spool) findFiles() (segments, logs, keyFiles []uint64, err error) {
 	names, err := s.o.FS.ReadDir(s.dir)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	s.nextSegment = 1
-	var indexes []uint64
+	var indexes, unfinished []uint64
 	for _, name := range names {
 		base, ext, _ := strings.Cut(name, ".")
 		number, err := strconv.ParseUint(base, 10, 63)
@@ -121,6 +124,14 @@ func (s *Spool) findFiles() (segments, logs []uint64, err error) {
 			s.nextSegment = max(s.nextSegment, number+1)
 		case "idx":
 			indexes = append(indexes, number)
+		case "keys":
+			keyFiles = append(keyFiles, number)
+			fallthrough
+		case "keys.damaged":
+			s.nextSegment = max(s.nextSegment, number+1)
+		case "keys.tmp":
+			unfinished = append(unfinished, number)
+			s.nextSegment = max(s.nextSegment, number+1)
 		case "ack":
 			logs = append(logs, number)
 		case "ack.tmp":
@@ -132,9 +143,22 @@ func (s *Spool) findFiles() (segments, logs []uint64, err error) {
 			s.dropIndex(number)
 		}
 	}
+	for _, number := range unfinished {
+		name := s.path(keysName(number))
+		if slices.Contains(keyFiles, number) {
+			s.o.FS.Remove(name + ".tmp")
+			continue
+		}
+		// The copy of a damaged file, which was set aside a moment before; or one begun beside its segment, which knows what it lacks.
+		if err := s.o.FS.Rename(name+".tmp", name); err != nil {
+			return nil, nil, nil, err
+		}
+		keyFiles = append(keyFiles, number)
+	}
 	slices.Sort(segments)
 	slices.Sort(logs)
-	return segments, logs, nil
+	slices.Sort(keyFiles)
+	return segments, logs, keyFiles, nil
 }
 
 // setAside keeps an unreadable file out of the way, for the operator.
@@ -216,6 +240,7 @@ func (s *Spool) recoverSegment(number uint64, notes notes, w *window) error {
 		f.Close()
 		return err
 	case err == nil, !marked && allZero(block):
+		s.dropKeys(number)
 		// A file that was being made, or made anew from a finished one: nothing was ever written under this number.
 		s.keepEmpty(&segment{number: number, file: f, size: size})
 		return nil
@@ -224,7 +249,7 @@ func (s *Spool) recoverSegment(number uint64, notes notes, w *window) error {
 		return s.setAside(name, "segment "+name, err)
 	}
 
-	seg := &segment{number: number, file: f, seed: h.seed(), size: size}
+	seg := &segment{number: number, file: f, salt: h.salt, seed: h.seed(), size: size}
 	limit, checkFrom := size, int64(0)
 	sealed := marked && m.kind != markProgress
 	if sealed {
@@ -259,6 +284,7 @@ func (s *Spool) recoverSegment(number uint64, notes notes, w *window) error {
 	seg.holes = found.gaps
 	s.reportGaps(seg, notes, durable, w)
 	if len(found.msgs) == 0 && !sealed && durable <= fileHeaderBytes {
+		s.dropKeys(number)
 		s.keepEmpty(seg)
 		return nil
 	}
@@ -475,6 +501,7 @@ func scan(w *window, seed uint32, limit, checkFrom, endsFrom int64, known indexe
 		}
 		found.msgs = append(found.msgs, message{
 			seq: h.seq, id: h.id, off: off, envBytes: h.envBytes, traceBytes: h.traceBytes, dataBytes: int64(h.dataBytes),
+			keyed: h.flags&flagKeyed != 0,
 		})
 		found.durable = max(found.durable, int64(h.batch)*batchAlign)
 		w.far = h.size() > scanWindowBytes/16
@@ -487,7 +514,7 @@ func scan(w *window, seed uint32, limit, checkFrom, endsFrom int64, known indexe
 
 // window reads a file in large pieces where records are short, and in small ones where most of what is between headers is skipped.
 type window struct {
-	file File
+	file io.ReaderAt
 	size int64
 	far  bool // the last record was long
 	buf  []byte
@@ -495,7 +522,7 @@ type window struct {
 }
 
 // reset makes w read another file.
-func (w *window) reset(file File, size int64) {
+func (w *window) reset(file io.ReaderAt, size int64) {
 	w.file, w.size, w.buf, w.far = file, size, w.buf[:0], true // the header alone may be wanted
 }
 

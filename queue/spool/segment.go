@@ -13,6 +13,7 @@ import (
 type segment struct {
 	number uint64
 	file   File // once sealed protected by Spool.files, and nil while it is not open
+	salt   uint64
 	seed   uint32
 	size   int64 // the file may be filled up to here
 	// makeshift is set for a file that could not wait to be zeroed: space in it is only reserved, or not even that, so that a sync
@@ -22,7 +23,8 @@ type segment struct {
 	end       int64 // where the next batch starts; belongs to the committer, fixed once sealed
 	forgotten int64 // up to here the page cache was told to let go; the committer's
 
-	idx indexFile
+	idx  indexFile
+	keys keyFile
 
 	// The rest is protected by Spool.mu.
 	firstSeq uint64
@@ -97,7 +99,7 @@ func (s *Spool) createSegment(size int64, fill func(File) error) (seg *segment, 
 		s.o.FS.Remove(name)
 		return nil, fmt.Errorf("create segment %d: %w", number, err)
 	}
-	return &segment{number: number, file: f, seed: header.seed(), size: size, end: fileHeaderBytes}, nil
+	return &segment{number: number, file: f, salt: header.salt, seed: header.seed(), size: size, end: fileHeaderBytes}, nil
 }
 
 // nextCurrent gives the segment for a batch of want bytes: the prepared one if there is one, otherwise a makeshift one.
@@ -159,11 +161,21 @@ func (s *Spool) isClosed() bool {
 	return s.closed
 }
 
-// retireIfDone takes a segment without messages out of use. Protected by mu; the files are dealt with on the preparing goroutine.
+// retireIfDone takes a segment without messages out of use. Protected by mu; the files are dealt with on the preparing goroutine. One that
+// has idempotency keys stays, in the ack log as well, until they are safe in a file of their own.
 func (s *Spool) retireIfDone(seg *segment) {
-	if !seg.sealed || seg.live > 0 || seg.pins > 0 {
-		return
+	switch {
+	case !seg.sealed, seg.live > 0, seg.pins > 0, seg.keys.leaving:
+	case seg.keys.count > 0:
+		seg.keys.leaving = true
+		s.finishing = append(s.finishing, seg)
+		s.wakePrepare()
+	default:
+		s.retire(seg)
 	}
+}
+
+func (s *Spool) retire(seg *segment) {
 	for i, other := range s.segments {
 		if other == seg {
 			s.segments = append(s.segments[:i], s.segments[i+1:]...)
@@ -188,15 +200,21 @@ func (s *Spool) wakePrepare() {
 // prepareLoop removes finished segments and keeps one prepared, so that the committer never waits for either.
 func (s *Spool) prepareLoop() {
 	defer s.workers.Done()
+	expire := time.NewTicker(expireEvery)
+	defer expire.Stop()
 	for {
 		select {
 		case <-s.stop:
 			return
 		case <-s.prepareWake:
+		case <-expire.C:
 		}
-		s.retireStep()
+		trouble := s.retireStep()
 		if err := s.prepareStep(); err != nil && !errors.Is(err, errStopped) {
 			s.o.Log.Warn("spool: no segment prepared; the next one will be slower", "error", err)
+			trouble = err
+		}
+		if trouble != nil {
 			select {
 			case <-s.stop:
 				return
@@ -208,8 +226,10 @@ func (s *Spool) prepareLoop() {
 }
 
 // retireStep keeps a few whole files for reuse and removes the others. Below the reserve it keeps none: on a small disk it would be they that
-// keep mail out, for ever.
-func (s *Spool) retireStep() {
+// keep mail out, for ever. An error is that of segments whose idempotency keys could not be made safe; they stay.
+func (s *Spool) retireStep() error {
+	s.expireKeys()
+	err := s.finishSegments()
 	short := s.free() < s.o.MinFree
 	s.mu.Lock()
 	retired := s.retired
@@ -242,6 +262,7 @@ func (s *Spool) retireStep() {
 		removed = append(removed, seg.number)
 	}
 	s.left(removed)
+	return err
 }
 
 // left notes that the directory entries of finished segments are gone, once that is durable.
@@ -315,7 +336,7 @@ func (s *Spool) renew(old *segment) (*segment, error) {
 		s.o.FS.Remove(s.path(segmentName(number)))
 		return nil, fmt.Errorf("renew segment %d as %d: %w", old.number, number, err)
 	}
-	return &segment{number: number, file: old.file, seed: header.seed(), size: old.size, end: fileHeaderBytes}, nil
+	return &segment{number: number, file: old.file, salt: header.salt, seed: header.seed(), size: old.size, end: fileHeaderBytes}, nil
 }
 
 // zero writes zeros over the whole file behind its header, in slices with a pause as long as the slice took, so that commits keep

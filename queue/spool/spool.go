@@ -53,7 +53,12 @@ type Options struct {
 	// Hold, when not empty, is why nothing can be handed on ("no next hop"): mail without a state of its own is shown as held for
 	// that reason until SetHold("") or an Open without it. Nothing of this is stored.
 	Hold string
-	// Now is the clock for due times. Default time.Now.
+	// RememberFor is how long an idempotency key is kept, from the arrival of its message, also when the message is done by then. Default 24 h.
+	RememberFor time.Duration
+	// MaxRemembered is the most idempotency keys that are kept; a message with one more is refused with ErrFull. They are on disk only: about
+	// 110 bytes each and the answer, while the message is there once more in its record. Default 1,000,000.
+	MaxRemembered int
+	// Now is the clock for due times and for the age of idempotency keys. Default time.Now.
 	Now func() time.Time
 	// Log gets damage, disk trouble and recovery. Default slog.Default().
 	Log *slog.Logger
@@ -99,6 +104,12 @@ func (o *Options) defaults() {
 	if o.MaxMessages == 0 {
 		o.MaxMessages = 10_000_000
 	}
+	if o.RememberFor == 0 {
+		o.RememberFor = 24 * time.Hour
+	}
+	if o.MaxRemembered == 0 {
+		o.MaxRemembered = 1_000_000
+	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -125,8 +136,8 @@ func (o *Options) defaults() {
 	}
 }
 
-// Spool is an open spool directory. It is a queue.Backend, a queue.Source and a queue.Inspector; all methods but Commit and Close may
-// be called from any goroutine at any time.
+// Spool is an open spool directory. It is a queue.Backend, a queue.Source, a queue.Inspector and a queue.Rememberer; all methods but
+// Commit and Close may be called from any goroutine at any time.
 type Spool struct {
 	o    Options
 	dir  string
@@ -134,6 +145,9 @@ type Spool struct {
 	acks *ackLog
 
 	files files // of sealed segments
+
+	// keyIO is held while key files are written, renamed or removed. It is taken before mu.
+	keyIO sync.Mutex
 
 	// committing is held by Commit and Close; it protects the fields of the block.
 	committing sync.Mutex
@@ -161,10 +175,16 @@ type Spool struct {
 	due       messageHeap
 	leases    map[*queue.Delivery]*message
 	waiters   []chan struct{} // of Lease, longest waiting first; each has room for one signal
-	hold      string
-	counts    [queue.Damaged + 1]int
-	bytes     int64
-	stats     queue.Stats // Committed, Commits, Syncs, SyncErrors, Damaged, Alarm
+	// Of idempotency keys: segments with something to write to their key files; segments whose messages are all done, and whose keys must be
+	// safe before they go; the key files of segments that are gone; the number of all keys.
+	keying     []*segment
+	finishing  []*segment
+	kept       []keptKeys
+	remembered int
+	hold       string
+	counts     [queue.Damaged + 1]int
+	bytes      int64
+	stats      queue.Stats // Committed, Commits, Syncs, SyncErrors, Damaged, Alarm
 
 	nextSeq   atomic.Uint64 // of the next record; only the committer moves it
 	live      atomic.Int64  // messages, for Room
