@@ -21,7 +21,7 @@ type collector struct {
 	spoolMessages, spoolBytes, spoolOldest, spoolFree           *prometheus.Desc
 	spoolSegments, spoolCommitted, spoolCommits                 *prometheus.Desc
 	spoolSyncs, spoolSyncErrors, spoolDamaged                   *prometheus.Desc
-	loopConnections, loopSlowest, loopEvents                    *prometheus.Desc
+	loopConnections, loopSlowest, loopEvents, httpRequests      *prometheus.Desc
 	handshakes, handshakeSeconds                                *prometheus.Desc
 	memoryUsed, memoryBudget, logDropped, certificateExpiry     *prometheus.Desc
 	dnsLookups, dnsLimited, dnsAnswers, dnsSent, dnsRetries     *prometheus.Desc
@@ -61,6 +61,7 @@ func newCollector(r *Registry) *collector {
 	c.spoolDamaged = desc("spool_damaged_total", "Records found damaged.")
 	c.loopConnections = desc("loop_connections", "Connections open on one event loop.", "loop")
 	c.loopSlowest = desc("loop_callback_max_seconds", "Longest callback of the last one to two minutes.", "loop")
+	c.httpRequests = desc("http_requests_total", "Answers to HTTP requests.", "status")
 	c.loopEvents = desc("loop_events_total", "Rare events of the event loops.", "event")
 	c.handshakes = desc("tls_handshakes_total", "TLS handshakes by the version that was agreed on; failed ones have none.", "result", "version")
 	c.handshakeSeconds = desc("tls_handshake_seconds", "Duration of TLS handshakes that came about, the client's share included.")
@@ -146,6 +147,11 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		}
 		counter(c.messages, messages[i*2], proto, "accepted")
 		counter(c.messages, messages[i*2+1], proto, "refused")
+	}
+	for status := range c.r.http {
+		if n := c.r.http[status].Load(); n > 0 {
+			counter(c.httpRequests, n, strconv.Itoa(status))
+		}
 	}
 	events := sum(loops, len(o.Events), func(l *Loop) []atomic.Uint64 { return l.events })
 	for i, event := range o.Events {

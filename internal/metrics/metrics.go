@@ -103,6 +103,7 @@ type Registry struct {
 	sources Sources
 	rotated time.Time // when the loops' slowest callbacks were last moved to before
 
+	http          [600]atomic.Uint64 // answers by status
 	rules         map[string]prometheus.Counter
 	spf           map[[2]string]prometheus.Counter // by result and action; made at the start, for each message asks
 	ptr           *prometheus.CounterVec
@@ -283,6 +284,13 @@ type Loop struct {
 	slowestBefore atomic.Int64 // longest callback of the period before
 
 	_ [cacheLine]byte
+}
+
+// HTTPRequest counts an answer by its status. Any goroutine.
+func (r *Registry) HTTPRequest(status int) {
+	if status >= 0 && status < len(r.http) {
+		r.http[status].Add(1)
+	}
 }
 
 // NewLoop makes the counters of one more loop.
