@@ -25,6 +25,8 @@ import (
 type parts struct {
 	certs      *certs.Store // nil without TLS
 	auth       *auth.Service
+	keys       *auth.Keys      // nil when no HTTP listener takes them
+	passwords  *auth.Passwords // nil when no HTTP listener takes passwords or certificates
 	relay      *policy.Relay
 	gate       *policy.Gate
 	resolver   *resolver.Resolver // nil when nobody asks DNS
@@ -70,6 +72,7 @@ func newParts(cfg *config.Config, log *slog.Logger, counted *metrics.Registry) (
 		}
 	}
 	p.newAuth(cfg, log, wrong)
+	p.newKeys(cfg, log, wrong)
 	p.newValidators(cfg, log, counted, wrong)
 	if len(problems) > 0 {
 		p.close()
@@ -108,9 +111,47 @@ func (p *parts) newCertificates(cfg *config.Config, log *slog.Logger) (err error
 	return nil
 }
 
+// saslMechanism is what a store must be able to do for one of a listener's kinds of credentials; empty for API keys, which have a file of their own.
+func saslMechanism(l *config.Listener, word string) string {
+	switch {
+	case l.Protocol != "http":
+		return word
+	case word == "BASIC":
+		return auth.PLAIN
+	case word == "EXTERNAL":
+		return auth.EXTERNAL
+	}
+	return ""
+}
+
+// newKeys opens the file of API keys, if any listener takes them.
+func (p *parts) newKeys(cfg *config.Config, log *slog.Logger, wrong func(string, int, error)) {
+	if !slices.ContainsFunc(cfg.Listen, func(l config.Listener) bool { return l.Protocol == "http" && slices.Contains(l.Auth, "BEARER") }) {
+		return
+	}
+	var err error
+	if p.keys, err = auth.OpenKeys(cfg.Auth.Keys); err != nil {
+		wrong("auth.keys", -1, err)
+		return
+	}
+	if p.keys.Len() == 0 {
+		log.Warn("auth.keys: no key is in " + cfg.Auth.Keys + " yet, see fastedge auth key add")
+	}
+	p.files = append(p.files, reloadable{"keys", p.keys.Reload})
+}
+
 // newAuth opens the stores of credentials, if any listener asks for logins.
 func (p *parts) newAuth(cfg *config.Config, log *slog.Logger, wrong func(string, int, error)) {
-	if !slices.ContainsFunc(cfg.Listen, func(l config.Listener) bool { return len(l.Auth) > 0 }) {
+	wanted, overHTTP := false, false
+	for i := range cfg.Listen {
+		l := &cfg.Listen[i]
+		for _, word := range l.Auth {
+			if saslMechanism(l, word) != "" {
+				wanted, overHTTP = true, overHTTP || l.Protocol == "http"
+			}
+		}
+	}
+	if !wanted {
 		return
 	}
 	var stores []auth.Store
@@ -126,7 +167,13 @@ func (p *parts) newAuth(cfg *config.Config, log *slog.Logger, wrong func(string,
 				unknown = true
 				log.Warn("auth.users: nobody is in " + file + " yet, see fastedge auth add")
 			}
-			p.files = append(p.files, reloadable{"users", users.Reload})
+			p.files = append(p.files, reloadable{"users", func() (bool, error) {
+				changed, err := users.Reload()
+				if changed && p.passwords != nil {
+					p.passwords.Forget()
+				}
+				return changed, err
+			}})
 		}
 	}
 	if url := cfg.Auth.HTTP; url != "" {
@@ -147,7 +194,7 @@ func (p *parts) newAuth(cfg *config.Config, log *slog.Logger, wrong func(string,
 			p.closers = append(p.closers, func() { store.Close() })
 		}
 	}
-	if cfg.Auth == (config.Auth{Timeout: cfg.Auth.Timeout, CRAMMD5: cfg.Auth.CRAMMD5}) {
+	if cfg.Auth.Users == "" && cfg.Auth.HTTP == "" && cfg.Auth.Dovecot == "" {
 		stores = append(stores, certificates{})
 	}
 	if len(stores) == 0 {
@@ -166,10 +213,14 @@ func (p *parts) newAuth(cfg *config.Config, log *slog.Logger, wrong func(string,
 		wrong("auth", -1, err)
 		return
 	}
-	for i, l := range cfg.Listen {
-		for j, m := range l.Auth {
-			if !unknown && !p.auth.Supports(m) {
-				wrong("listen["+strconv.Itoa(i)+"].auth["+strconv.Itoa(j)+"]", -1, errors.New("no store of credentials can do "+m))
+	if overHTTP {
+		p.passwords = auth.NewPasswords(p.auth, auth.PasswordsOptions{})
+	}
+	for i := range cfg.Listen {
+		l := &cfg.Listen[i]
+		for j, word := range l.Auth {
+			if m := saslMechanism(l, word); m != "" && !unknown && !p.auth.Supports(m) {
+				wrong("listen["+strconv.Itoa(i)+"].auth["+strconv.Itoa(j)+"]", -1, errors.New("no store of credentials can do "+word))
 			}
 		}
 	}
@@ -180,9 +231,10 @@ const httpWorkers = 64
 
 // httpMechanisms are those that listeners offer and a service behind HTTP can check.
 func httpMechanisms(cfg *config.Config) (list []string) {
-	for _, l := range cfg.Listen {
-		for _, m := range l.Auth {
-			switch m {
+	for i := range cfg.Listen {
+		l := &cfg.Listen[i]
+		for _, word := range l.Auth {
+			switch m := saslMechanism(l, word); m {
 			case auth.PLAIN, auth.LOGIN, auth.EXTERNAL, auth.OAUTHBEARER, auth.XOAUTH2:
 				if !slices.Contains(list, m) {
 					list = append(list, m)
