@@ -128,7 +128,7 @@ var keys = map[string]rule{
 	"http.batch_messages":   {min: 1, max: 10_000_000, doc: "Messages of one batch; more get 413 each."},
 	"http.batch_line":       {min: kib, max: 4 * gib, doc: "The longest line of a batch. Default: four thirds of limits.message_size, and 64KiB."},
 	"http.batch_bytes":      {min: kib, max: tib, doc: "All of one batch, as sent and unpacked."},
-	"http.idempotency_keys": {min: 1, max: 100_000_000, doc: "Idempotency keys that are remembered, for all clients together; beyond it the oldest are forgotten."},
+	"http.idempotency_keys": {min: 1, max: 100_000_000, doc: "Idempotency keys that are remembered, for all clients together; more get 503."},
 	"http.idempotency_time": {min: second, max: 30 * 24 * hour, doc: "How long a key is remembered."},
 
 	"limits":             {doc: "What clients may use. Each refusal names the limit."},
