@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -83,7 +84,7 @@ func reason(err error) string {
 
 // offers is what the next hop said in its EHLO reply.
 type offers struct {
-	pipelining, size, eightBit, binary, chunking, utf8, dsn bool
+	pipelining, size, eightBit, binary, chunking, utf8, dsn, requireTLS bool
 
 	maxBytes   int64 // SIZE; 0: none stated
 	maxRcpts   int   // LIMITS RCPTMAX; 0: none stated
@@ -114,6 +115,8 @@ func (o *offers) parse(text string) {
 			o.utf8 = true
 		case "DSN":
 			o.dsn = true
+		case "REQUIRETLS":
+			o.requireTLS = true
 		case "LIMITS":
 			for limit := range strings.FieldsSeq(rest) {
 				name, value, _ := strings.Cut(limit, "=")
@@ -138,6 +141,13 @@ func (o *offers) recipients() int {
 		return min(o.maxRcpts, maxOfferedRecipients)
 	}
 	return maxRecipients
+}
+
+// secured says that the connection is encrypted and that its other end has shown a certificate which was verified (RFC 8689 §4.2.1). The relay
+// itself speaks TLS to nobody; Options.Dial may. It is true from the end of the handshake on, that is, once there was an EHLO reply.
+func (c *conn) secured() bool {
+	t, ok := c.nc.(interface{ ConnectionState() tls.ConnectionState })
+	return ok && len(t.ConnectionState().VerifiedChains) > 0
 }
 
 // conn is one session with a next hop. It belongs to one goroutine at a time.

@@ -10,7 +10,8 @@
 // is a neighbour that the configuration names, not an MX looked up in the DNS).
 //
 // Extensions used when offered: PIPELINING (RFC 2920), SIZE (RFC 1870), 8BITMIME (RFC 6152), CHUNKING and BINARYMIME
-// (RFC 3030), SMTPUTF8 (RFC 6531), DSN (RFC 3461), LIMITS (RFC 9422), ENHANCEDSTATUSCODES as it comes.
+// (RFC 3030), SMTPUTF8 (RFC 6531), DSN (RFC 3461), LIMITS (RFC 9422), ENHANCEDSTATUSCODES as it comes. A message that requires
+// TLS (RFC 8689) is refused for good where the next hop does not offer REQUIRETLS over TLS with a verified certificate.
 //
 // # Goroutines
 //
@@ -101,7 +102,8 @@ type Options struct {
 	Timeouts Timeouts
 	// Now is the clock for ages and times of next attempts. Default time.Now. Network deadlines always use the real clock.
 	Now func() time.Time
-	// Dial connects; network is "tcp" or "unix". Default: net.Dialer.
+	// Dial connects; network is "tcp" or "unix". Default: net.Dialer. A message that requires TLS (RFC 8689) goes only over what is a *tls.Conn,
+	// or has its ConnectionState, with a verified certificate.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Log gets a line for each result of an attempt. Default slog.Default().
 	Log *slog.Logger

@@ -3,6 +3,8 @@ package relay
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -363,6 +365,8 @@ func TestWhatTheNextHopCannotTakeIsFailed(t *testing.T) {
 		{"SMTPUTF8", []string{"8BITMIME"}, "x\r\n", func(e *envelope.Envelope) { e.SMTPUTF8 = true }, "failed 553 5.6.7"},
 		{"BINARYMIME", []string{"CHUNKING"}, "x\r\n", func(e *envelope.Envelope) { e.Body = envelope.BodyBinaryMIME }, "failed 554 5.6.3"},
 		{"BINARYMIME without CHUNKING", []string{"BINARYMIME"}, "x\r\n", func(e *envelope.Envelope) { e.Body = envelope.BodyBinaryMIME }, "failed 554 5.6.3"},
+		{"REQUIRETLS", nil, "x\r\n", func(e *envelope.Envelope) { e.RequireTLS = true }, "failed 550 5.7.30 REQUIRETLS support required"},
+		{"REQUIRETLS offered in clear", []string{"REQUIRETLS"}, "x\r\n", func(e *envelope.Envelope) { e.RequireTLS = true }, "failed 550 5.7.30"},
 		{"bare LF", nil, "a\nb\r\n", nil, "failed 554 5.6.3"},
 		{"bare CR", nil, "a\rb\r\n", nil, "failed 554 5.6.3"},
 		{"bare CR at the end", nil, "a\r", nil, "failed 554 5.6.3"},
@@ -387,6 +391,53 @@ func TestWhatTheNextHopCannotTakeIsFailed(t *testing.T) {
 			wantOutcomes(t, g.deliver(mail("fine\r\n", "a@example.net")), "delivered")
 			if n := hop.sessionCount(); n != 1 {
 				t.Errorf("%d sessions", n)
+			}
+		})
+	}
+}
+
+// tlsConn claims to be a connection whose peer has shown a certificate, a verified one or not.
+type tlsConn struct {
+	net.Conn
+	verified bool
+}
+
+func (c tlsConn) ConnectionState() tls.ConnectionState {
+	var s tls.ConnectionState
+	if c.verified {
+		s.VerifiedChains = [][]*x509.Certificate{{}}
+	}
+	return s
+}
+
+// RFC 8689 §4.2.1: the parameter goes on with the message, over TLS to a verified next hop that offers the extension, and to no other.
+func TestRequireTLSIsPassedOnOverTLSOnly(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		offers   []string
+		verified bool
+		want     string
+	}{
+		{"verified and offered", []string{"REQUIRETLS"}, true, "delivered"},
+		{"verified, not offered", []string{"8BITMIME"}, true, "failed 550 5.7.30 REQUIRETLS support required"},
+		{"offered, not verified", []string{"REQUIRETLS"}, false, "failed 550 5.7.30 REQUIRETLS support required"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			hop := newHop(t, tc.offers...)
+			g := start(t, Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+				nc, err := new(net.Dialer).DialContext(ctx, network, address)
+				return tlsConn{nc, tc.verified}, err
+			}}, hop)
+			d := mail("hello\r\n", "a@example.net")
+			d.Env.RequireTLS = true
+			wantOutcomes(t, g.deliver(d), tc.want)
+			wantOutcomes(t, g.deliver(mail("hello\r\n", "a@example.net")), "delivered")
+			want := 0
+			if tc.want == "delivered" {
+				want = 1
+			}
+			if got := hop.allCommands(); count(got, "MAIL FROM:<sender@example.org> REQUIRETLS") != want || count(got, "MAIL") != 1+want {
+				t.Errorf("%q", got)
 			}
 		})
 	}
@@ -796,6 +847,7 @@ func TestHostileNextHop(t *testing.T) {
 			timeouts := patience
 			if strings.Contains(tc.want, "4.4.2") { // time runs out, at this step or at one before
 				timeouts = uniformTimeouts(80 * time.Millisecond)
+				timeouts.Dial = patience.Dial // to connect is not what is tried here, and on a busy machine takes what it takes
 			}
 			g := start(t, Options{NextHops: []NextHop{hop}, Timeouts: timeouts})
 			wantOutcomes(t, g.deliver(mail(string(ordinary(8<<20)), "a@example.net")), tc.want)

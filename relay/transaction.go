@@ -117,6 +117,10 @@ func (t *transaction) requirements() string {
 	if env.SMTPUTF8 && !offers.utf8 {
 		return "553 5.6.7 " + t.c.hop.name + " does not offer SMTPUTF8" // RFC 6531 §3.2
 	}
+	// RFC 8689 §4.2.1: TLS, a certificate that is right, and the promise to ask the same of the next one; or the message goes back.
+	if env.RequireTLS && !(offers.requireTLS && t.c.secured()) {
+		return "550 5.7.30 REQUIRETLS support required"
+	}
 	if env.Body == envelope.BodyBinaryMIME {
 		// RFC 3030 §3: convert or return; we never alter a message.
 		if !offers.binary || !offers.chunking {
@@ -483,6 +487,9 @@ func (t *transaction) appendMail(dst []byte) []byte {
 	}
 	if env.SMTPUTF8 {
 		dst = append(dst, " SMTPUTF8"...)
+	}
+	if env.RequireTLS {
+		dst = append(dst, " REQUIRETLS"...)
 	}
 	if offers.dsn {
 		switch env.Ret {
