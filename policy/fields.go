@@ -13,16 +13,29 @@ import (
 // maxValueBytes is the longest value or comment, as written.
 const maxValueBytes = 400
 
+// ourFields is what our name makes the same in all fields.
+type ourFields struct {
+	comment  []byte // of Received-SPF, as far as the reason
+	receiver []byte // "; receiver=" and the name
+	results  []byte // Authentication-Results as far as the first method
+}
+
+func newOurFields(hostname string) (o ourFields) {
+	o.comment = append(appendEscaped([]byte("\r\n\t("), hostname, &inComment), ": "...)
+	o.receiver = appendPair(nil, "; receiver=", hostname)
+	o.results = appendPair(nil, "Authentication-Results: ", hostname)
+	return o
+}
+
 // appendReceivedSPF appends Received-SPF (RFC 7208 §9.1), CRLF included.
-func appendReceivedSPF(dst []byte, e *Event, r *spf.Result, identity spf.Identity, hostname string) []byte {
-	dst = append(dst, "Received-SPF: "...)
-	dst = append(append(dst, r.Code.String()...), "\r\n\t"...)
-	dst = appendComment(dst, hostname, ": ", whyOf(r))
-	dst = clientIP(e).AppendTo(append(dst, "\r\n\tclient-ip="...))
+func (o *ourFields) appendReceivedSPF(dst []byte, e *Event, r *spf.Result, identity spf.Identity) []byte {
+	dst = append(append(dst, "Received-SPF: "...), r.Code.String()...)
+	dst = append(appendEscaped(append(dst, o.comment...), whyOf(r), &inComment), ")\r\n\tclient-ip="...)
+	dst = clientIP(e).AppendTo(dst)
 	dst = appendPair(dst, ";\r\n\tenvelope-from=", reversePath(e))
 	dst = appendPair(dst, ";\r\n\thelo=", e.Client.Helo)
 	dst = append(append(dst, ";\r\n\tidentity="...), identity.String()...)
-	dst = appendPair(dst, "; receiver=", hostname)
+	dst = append(dst, o.receiver...)
 	if r.Mechanism != "" {
 		dst = appendPair(dst, ";\r\n\tmechanism=", r.Mechanism)
 	}
@@ -52,7 +65,7 @@ func appendIPRev(dst []byte, addr netip.Addr, host string, result iprev) []byte 
 		dst = append(addr.AppendTo(append(dst, '"')), '"')
 	}
 	if host != "" {
-		dst = appendComment(append(dst, ' '), host)
+		dst = appendComment(append(dst, " ("...), host)
 	}
 	return dst
 }
@@ -61,7 +74,7 @@ func appendIPRev(dst []byte, addr netip.Addr, host string, result iprev) []byte 
 func appendAuthResult(dst []byte, c *Client) []byte {
 	dst = append(dst, ";\r\n\tauth=pass "...)
 	if c.Mechanism != "" {
-		dst = append(appendComment(dst, c.Mechanism), ' ')
+		dst = append(appendComment(append(dst, '('), c.Mechanism), ' ')
 	}
 	return appendAddress(append(dst, "smtp.auth="...), c.User)
 }
@@ -98,13 +111,25 @@ func appendAddress[T text](dst []byte, value T) []byte {
 	return appendPair(dst, "", value)
 }
 
-// plainBytes are those of a token that may stand in a dot-atom too, but for the dot.
-var plainBytes = func() (is [256]bool) {
-	for b := range is {
-		is[b] = b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9' || b < 0x80 && strings.IndexByte("!#$%&'*+-^_`{|}~", byte(b)) >= 0
+// byteSet has the bytes for which it is true.
+type byteSet [256]bool
+
+func newByteSet(has func(b byte) bool) (set byteSet) {
+	for b := range set {
+		set[b] = has(byte(b))
 	}
-	return is
-}()
+	return set
+}
+
+var (
+	// plainBytes are those of a token that may stand in a dot-atom too, but for the dot.
+	plainBytes = newByteSet(func(b byte) bool {
+		return b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9' || b < 0x80 && strings.IndexByte("!#$%&'*+-^_`{|}~", b) >= 0
+	})
+	// inQuotes and inComment are what may stand there as it is.
+	inQuotes  = newByteSet(func(b byte) bool { return b >= ' ' && b <= '~' && b != '"' && b != '\\' })
+	inComment = newByteSet(func(b byte) bool { return b >= ' ' && b <= '~' && b != '(' && b != ')' && b != '\\' })
+)
 
 // isPlain says that a value needs no quotes.
 func isPlain[T text](value T) bool {
@@ -127,25 +152,20 @@ func isPlain[T text](value T) bool {
 
 // appendQuoted appends a quoted string (RFC 5322 §3.2.4).
 func appendQuoted[T text](dst []byte, value T) []byte {
-	dst = appendEscaped(append(dst, '"'), value, '"', '"')
-	return append(dst, '"')
+	return append(appendEscaped(append(dst, '"'), value, &inQuotes), '"')
 }
 
-// appendComment appends texts as one comment (RFC 5322 §3.2.2).
-func appendComment(dst []byte, texts ...string) []byte {
-	dst = append(dst, '(')
-	for _, text := range texts {
-		dst = appendEscaped(dst, text, '(', ')')
-	}
-	return append(dst, ')')
+// appendComment appends the rest of a comment (RFC 5322 §3.2.2) that has been opened.
+func appendComment(dst []byte, text string) []byte {
+	return append(appendEscaped(dst, text, &inComment), ')')
 }
 
-// appendEscaped appends text up to maxValueBytes, with a backslash before either mark and before backslashes.
-func appendEscaped[T text](dst []byte, text T, open, end byte) []byte {
+// appendEscaped appends text up to maxValueBytes, with a backslash before those printable characters that may not stand as they are.
+func appendEscaped[T text](dst []byte, text T, asIs *byteSet) []byte {
 	full := len(dst) + maxValueBytes
 	for from := 0; ; {
 		i := from
-		for i < len(text) && text[i] >= ' ' && text[i] <= '~' && text[i] != open && text[i] != end && text[i] != '\\' {
+		for i < len(text) && asIs[text[i]] {
 			i++
 		}
 		if len(dst)+i-from > full {

@@ -14,8 +14,9 @@ type ResultsOptions struct {
 // Received-SPF (RFC 7208 §9.1) and one Authentication-Results (RFC 8601) for each message, and none for a client that nothing was found out about.
 // The check of SPF is waited for then.
 type Results struct {
-	o  ResultsOptions
-	on Stages
+	o    ResultsOptions
+	on   Stages
+	ours ourFields
 }
 
 // findings is what Results remembers of a session.
@@ -26,7 +27,7 @@ type findings struct {
 
 // NewResults takes SPF and PTR over: they are not to be asked by themselves.
 func NewResults(o ResultsOptions) *Results {
-	r := &Results{o: o, on: On(AtMessage)}
+	r := &Results{o: o, on: On(AtMessage), ours: newOurFields(o.Hostname)}
 	if o.SPF != nil {
 		r.on |= o.SPF.Stages() | On(AtClose)
 	}
@@ -98,9 +99,9 @@ func (r *Results) appendFields(fields []byte, e *Event, o *spfOutcome, host stri
 		fields = make([]byte, 0, 768) // most messages need less
 	}
 	if o != nil {
-		fields = appendReceivedSPF(fields, e, &o.result, o.identity, r.o.Hostname)
+		fields = r.ours.appendReceivedSPF(fields, e, &o.result, o.identity)
 	}
-	fields = appendPair(fields, "Authentication-Results: ", r.o.Hostname)
+	fields = append(fields, r.ours.results...)
 	if o != nil {
 		fields = appendSPFResult(fields, e, &o.result, o.identity)
 	}

@@ -19,6 +19,11 @@ type Resolver interface {
 	Lookup(q spf.Query, client netip.Addr, done func(spf.Answer)) (a spf.Answer, now bool)
 }
 
+// timed is a Resolver that need not ask for the time, which costs as much as a cached answer.
+type timed interface {
+	LookupAt(at time.Time, q spf.Query, client netip.Addr, done func(spf.Answer)) (a spf.Answer, now bool)
+}
+
 // SPFRule is what happens to a transaction whose check has one certain result.
 type SPFRule struct {
 	// Code is the reply code: a 2yz accepts with these words, a 4yz or 5yz refuses.
@@ -71,6 +76,7 @@ type SPFChecked struct {
 // has the answers, and goes on wherever later ones come in; whoever needs the result then waits with Pend.
 type SPF struct {
 	o     SPFOptions
+	timed timed // Resolver, if it is one
 	on    Stages
 	rules [spf.PermError + 1]*compiledSPF
 	runs  sync.Pool // of *spfRun, with no lookup under way
@@ -104,6 +110,7 @@ func NewSPF(o SPFOptions) (*SPF, error) {
 		return nil, fmt.Errorf("policy: SPF can't be enforced at %v", o.At)
 	}
 	s := &SPF{o: o, on: On(AtMail, AtClose)}
+	s.timed, _ = o.Resolver.(timed)
 	if o.Enforce {
 		s.on |= On(o.At)
 	}
@@ -413,7 +420,7 @@ func (r *spfRun) begin(p spf.Params, helo, sender []byte) {
 		}
 	}
 	r.start(p)
-	r.drive()
+	r.drive(p.Now)
 }
 
 // limit sets the time at which everything is over: counted from MAIL, or from HELO until then. r.mu is held.
@@ -431,9 +438,9 @@ func (r *spfRun) start(p spf.Params) {
 	r.check.Reset(p)
 }
 
-// drive asks until an answer has to be waited for, or the check is over. r.mu is held, but not while DNS is asked: within one's Lookup the resolver may
-// call back another, and two that did so for each other would wait for ever.
-func (r *spfRun) drive() {
+// drive asks until an answer has to be waited for, or the check is over. now is the time when the check has just begun, else zero. r.mu is held, but
+// not while DNS is asked: within one's Lookup the resolver may call back another, and two that did so for each other would wait for ever.
+func (r *spfRun) drive(now time.Time) {
 	for r.running {
 		q, more := r.check.Next()
 		if !more {
@@ -441,20 +448,35 @@ func (r *spfRun) drive() {
 			continue
 		}
 		r.asking = true
+		alone := !now.IsZero() && r.until.IsZero() // no answer is to come and no time may be up, so nobody else touches the check
 		r.mu.Unlock()
-		a, now := r.s.o.Resolver.Lookup(q, r.client, r.answer)
+		a, cached := r.lookup(now, q)
+		for alone && cached {
+			r.check.Feed(a)
+			if q, more = r.check.Next(); !more {
+				break
+			}
+			a, cached = r.lookup(now, q)
+		}
 		r.mu.Lock()
-		if !now {
+		if !cached {
 			// The answer may have come meanwhile, and gone on with.
 			if r.asking && r.running && r.until.IsZero() {
 				r.limit(r.begun)
 			}
 			return
 		}
-		if r.asking = false; r.running {
+		if r.asking = false; r.running && !alone {
 			r.check.Feed(a)
 		}
 	}
+}
+
+func (r *spfRun) lookup(now time.Time, q spf.Query) (spf.Answer, bool) {
+	if r.s.timed != nil && !now.IsZero() {
+		return r.s.timed.LookupAt(now, q, r.client, r.answer)
+	}
+	return r.s.o.Resolver.Lookup(q, r.client, r.answer)
 }
 
 // over takes a check's result, and begins the one behind it. r.mu is held.
@@ -505,7 +527,7 @@ func (r *spfRun) answered(a spf.Answer) {
 	r.asking = false
 	if r.running {
 		r.check.Feed(a)
-		r.drive()
+		r.drive(time.Time{})
 	}
 	r.wake()
 }
