@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/fastedge/fastedge/httpedge"
 	"github.com/fastedge/fastedge/internal/admin"
 	"github.com/fastedge/fastedge/internal/certs"
 	"github.com/fastedge/fastedge/internal/config"
@@ -39,8 +40,9 @@ type server struct {
 	writer   *queue.Writer
 	parts    *parts
 	loops    *loop.Server
-	again    chan struct{} // the files that parts were read from are to be looked at now
-	relay    *relay.Relay  // nil without a next hop
+	http     *httpedge.Server // nil without a listener for it
+	again    chan struct{}    // the files that parts were read from are to be looked at now
+	relay    *relay.Relay     // nil without a next hop
 	draining atomic.Bool
 
 	admin     []*http.Server
@@ -71,6 +73,9 @@ func wire(cfg *config.Config, log *slog.Logger, lines *logWriter) (_ *server, er
 	s.writer = queue.NewWriter(&measured{s.engine.Backend, reg}, queue.Limits{MaxLinger: maxLinger})
 	budget := pool.NewBudget(int64(cfg.Limits.Memory))
 	if err = s.newLoops(lines, loops, budget, reg); err != nil {
+		return nil, err
+	}
+	if err = s.newHTTP(lines, budget, reg); err != nil {
 		return nil, err
 	}
 	if err = s.newRelay(); err != nil {
@@ -104,22 +109,25 @@ func (s *server) newLoops(lines *logWriter, n int, budget *pool.Budget, reg *met
 		Log:              s.log,
 		Lines:            lines,
 		LineFormat:       lines.format,
-		Meter:            meter{reg},
 	}
+	var places []int
 	for i := range cfg.Listen {
-		o.Listeners = append(o.Listeners, s.newListener(&cfg.Listen[i]))
+		if !isHTTP(&cfg.Listen[i]) {
+			o.Listeners = append(o.Listeners, s.newListener(&cfg.Listen[i]))
+			places = append(places, i)
+		}
 	}
+	o.Meter = meter{reg, places}
 	s.loops, err = loop.New(o)
 	return err
 }
 
-// newListener says how the clients of one address are served.
-func (s *server) newListener(l *config.Listener) loop.Listener {
+// sessionOptions are what decides the replies on one address, whatever the clients speak.
+func (s *server) sessionOptions(l *config.Listener) session.Options {
 	cfg, p := s.cfg, s.parts
-	o := session.Options{
+	return session.Options{
 		Hostname:        cfg.Hostname,
 		Listener:        l.Name,
-		LMTP:            l.Protocol == "lmtp",
 		Normalize:       cfg.SMTP.LineEndings == "normalize",
 		Hide:            cfg.SMTP.Hide,
 		MaxMessageBytes: int64(cfg.Limits.MessageSize),
@@ -134,11 +142,18 @@ func (s *server) newListener(l *config.Listener) loop.Listener {
 		Accept:          p.relay.Accept,
 		Validators:      p.validators,
 		AuthservID:      p.authservID,
-		Auth:            l.Auth,
-		// Who comes through a proxy is not on this machine, though the proxy may be.
-		AuthInClear:  l.Address.IsLocal() && len(l.ProxyProtocolFrom) == 0,
-		AuthRequired: l.AuthRequired,
 	}
+}
+
+// newListener says how the SMTP or LMTP clients of one address are served.
+func (s *server) newListener(l *config.Listener) loop.Listener {
+	cfg, p := s.cfg, s.parts
+	o := s.sessionOptions(l)
+	o.LMTP = l.Protocol == "lmtp"
+	o.Auth = l.Auth
+	// Who comes through a proxy is not on this machine, though the proxy may be.
+	o.AuthInClear = l.Address.IsLocal() && len(l.ProxyProtocolFrom) == 0
+	o.AuthRequired = l.AuthRequired
 	switch l.TLS {
 	case "opportunistic":
 		o.TLS = session.TLSOpportunistic
@@ -216,7 +231,7 @@ func (s *server) newAdmin(reg *metrics.Registry) error {
 // committed, messages in hand are settled. It returns nil after a drain, an error when something ended unasked.
 func (s *server) Run(ctx context.Context) error {
 	defer s.closeAll()
-	failed := make(chan error, 2+len(s.admin))
+	failed := make(chan error, 3+len(s.admin))
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -224,6 +239,13 @@ func (s *server) Run(ctx context.Context) error {
 			failed <- err
 		}
 	}()
+	if s.http != nil {
+		go func() {
+			if err := s.http.Serve(); err != nil {
+				failed <- fmt.Errorf("http: %w", err)
+			}
+		}()
+	}
 	for i, srv := range s.admin {
 		go func() {
 			if err := srv.Serve(s.listeners[i]); !errors.Is(err, http.ErrServerClosed) {
@@ -266,10 +288,24 @@ func (s *server) drain(served <-chan struct{}, stopRelay func(), relayed <-chan 
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.Timeouts.Drain)
 	defer cancel()
 	start := time.Now()
+	posted := make(chan struct{})
+	go func() {
+		defer close(posted)
+		if s.http == nil {
+			return
+		}
+		if err := s.http.Drain(ctx); err != nil {
+			s.log.Warn("drain: HTTP cut off", "error", err)
+		}
+	}()
 	if err := s.loops.Drain(ctx); err != nil {
 		s.log.Warn("drain: cut off", "error", err)
 	}
+	<-posted
 	s.loops.Close()
+	if s.http != nil {
+		s.http.Close()
+	}
 	<-served
 	// Everybody who is still owed an answer is gone now, but what was submitted is committed all the same, in a time of its own: ctx may
 	// have ended with the last client.
@@ -300,6 +336,9 @@ func (s *server) closeAll() {
 	if s.loops != nil {
 		s.loops.Close()
 	}
+	if s.http != nil {
+		s.http.Close()
+	}
 	if s.parts != nil {
 		s.parts.close()
 	}
@@ -309,8 +348,16 @@ func (s *server) closeAll() {
 }
 
 func (s *server) addresses() (all []string) {
-	for i, l := range s.cfg.Listen {
-		all = append(all, l.Protocol+" "+s.loops.Addr(i))
+	mail, http := 0, 0
+	for i := range s.cfg.Listen {
+		l := &s.cfg.Listen[i]
+		if isHTTP(l) {
+			all = append(all, "http "+s.http.Addr(http))
+			http++
+		} else {
+			all = append(all, l.Protocol+" "+s.loops.Addr(mail))
+			mail++
+		}
 	}
 	return all
 }
@@ -417,16 +464,24 @@ func newRegistry(cfg *config.Config) *metrics.Registry {
 }
 
 // meter lets the loops count in their own words.
-type meter struct{ reg *metrics.Registry }
+type meter struct {
+	reg       *metrics.Registry
+	listeners []int // the loops' listeners, as places in the configuration
+}
 
-func (m meter) NewLoop() loop.LoopMeter { return loopMeter{m.reg.NewLoop()} }
+func (m meter) NewLoop() loop.LoopMeter { return loopMeter{m.reg.NewLoop(), m.listeners} }
 
-type loopMeter struct{ l *metrics.Loop }
+type loopMeter struct {
+	l         *metrics.Loop
+	listeners []int
+}
 
-func (m loopMeter) Connection(listener int, r loop.ConnResult) { m.l.Connection(listener, int(r)) }
-func (m loopMeter) OpenConnections(listener int, delta int)    { m.l.Open(listener, delta) }
-func (m loopMeter) Reply(stage session.Stage, code uint16)     { m.l.Reply(int(stage), code) }
-func (m loopMeter) Event(e loop.Event)                         { m.l.Event(int(e)) }
+func (m loopMeter) Connection(listener int, r loop.ConnResult) {
+	m.l.Connection(m.listeners[listener], int(r))
+}
+func (m loopMeter) OpenConnections(listener int, delta int) { m.l.Open(m.listeners[listener], delta) }
+func (m loopMeter) Reply(stage session.Stage, code uint16)  { m.l.Reply(int(stage), code) }
+func (m loopMeter) Event(e loop.Event)                      { m.l.Event(int(e)) }
 func (m loopMeter) Handshake(ok bool, version string, d time.Duration) {
 	m.l.Handshake(ok, version, d)
 }

@@ -1,0 +1,240 @@
+package httpedge
+
+import (
+	"io"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+// A batch is many messages in one request, a line each, and as many lines of answers in the same order. A goroutine reads and submits, up to
+// batchWindow messages ahead of the commit, so that they share commits; the answers are sent as they come, while the request is still being read.
+
+const (
+	// batchWindow is how many messages of one batch may wait for their commit.
+	batchWindow = 128
+	// maxExtraLanes is how many lanes all batches together may have beyond their first: 1,024 of some 20 KiB.
+	maxExtraLanes = 1024
+)
+
+// batch is one request under way. It is the response's body: fasthttp reads the answers from it while it writes them.
+type batch struct {
+	srv     *Server
+	c       *conn
+	poster  poster
+	lines   lineReader
+	pending chan line     // in order
+	places  chan struct{} // one back for each line that is answered
+	stop    chan struct{} // closed by Close
+	ended   chan struct{} // closed when the reader has ended
+	extra   int           // lanes beyond the first; the reader's
+
+	out     []byte // answers not yet read, from used
+	used    int
+	stopped bool
+}
+
+// line is one line that was looked at: in waits for its commit, or p refuses it.
+type line struct {
+	number int
+	in     *intake
+	p      *problem
+}
+
+// postBatch takes many messages.
+func (s *Server) postBatch(ctx *fasthttp.RequestCtx, c *conn) {
+	b := &batch{
+		srv: s, c: c, pending: make(chan line, batchWindow), places: make(chan struct{}, batchWindow),
+		stop: make(chan struct{}), ended: make(chan struct{}),
+	}
+	if s.refusesPost(ctx, c, &b.poster, true) {
+		return
+	}
+	body := ctx.RequestBodyStream()
+	if body == nil {
+		body = eofReader{}
+		if whole := ctx.Request.Body(); len(whole) > 0 {
+			body = &byteReader{whole}
+		}
+	}
+	r, err := s.inflater.bodyReader(ctx.Request.Header.Peek("Content-Encoding"), body, s.o.MaxBatchBytes, s.o.MaxBatchBytes)
+	if err != nil {
+		s.problem(ctx, c, s.bodyProblem(err))
+		return
+	}
+	b.lines.Reset(r, batchLimits{MaxLineBytes: s.lineBytes(c.at), MaxBytes: s.o.MaxBatchBytes, MaxLines: s.o.MaxBatchMessages})
+	b.places <- struct{}{}
+	go b.read(r)
+	ctx.Response.Header.SetContentType("application/x-ndjson")
+	ctx.Response.SetBodyStream(b, -1)
+}
+
+type eofReader struct{}
+
+func (eofReader) Read([]byte) (int, error) { return 0, io.EOF }
+
+type byteReader struct{ p []byte }
+
+func (r *byteReader) Read(p []byte) (int, error) {
+	if len(r.p) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, r.p)
+	r.p = r.p[n:]
+	return n, nil
+}
+
+// read takes the lines in. Runs on: a goroutine of the batch's own.
+func (b *batch) read(r io.Closer) {
+	defer close(b.ended)
+	defer close(b.pending)
+	defer r.Close()
+	defer func() { b.srv.extra.Add(-int64(b.extra)) }()
+	for b.place() {
+		b.c.SetReadDeadline(time.Now().Add(b.c.at.Session.DataTimeout)) // each line has the time of a message
+		text, number, err := b.lines.Next()
+		if err == io.EOF {
+			return
+		}
+		if err != nil {
+			p := b.srv.bodyProblem(err)
+			b.pending <- line{number: number, p: &p}
+			return
+		}
+		in, p := b.srv.takeLine(b, text)
+		select {
+		case b.pending <- line{number, in, p}: // there is room: a place was taken
+		case <-b.stop:
+			b.srv.settle(in)
+			return
+		}
+	}
+}
+
+// place waits until one more line may be under way. The first lane is always there, others while there are some.
+func (b *batch) place() bool {
+	select {
+	case <-b.places:
+		return true
+	case <-b.stop:
+		return false
+	default:
+	}
+	if b.extra < batchWindow-1 {
+		if b.srv.extra.Add(1) <= maxExtraLanes {
+			b.extra++
+			return true
+		}
+		b.srv.extra.Add(-1)
+	}
+	select {
+	case <-b.places:
+		return true
+	case <-b.stop:
+		return false
+	}
+}
+
+// takeLine decodes and judges one line, and hands its message over.
+func (s *Server) takeLine(b *batch, text io.Reader) (*intake, *problem) {
+	in := s.intake()
+	in.poster = b.poster
+	in.lane.at = b.c.at
+	sess := b.c.at.Session
+	err := decodeMessage(text, limits{MaxMessageBytes: sess.MaxMessageBytes, MaxRecipients: sess.MaxRecipients, Key: true}, &in.m, in.take)
+	var p *problem
+	switch {
+	case err != nil:
+		bad := s.bodyProblem(err)
+		p = &bad
+	case len(in.m.Key) > 0:
+		p = s.useKey(in, in.m.Key)
+	}
+	if p == nil {
+		p = s.speak(in)
+	}
+	if p != nil {
+		s.release(in)
+		return nil, p
+	}
+	return in, nil
+}
+
+// settle waits for a message whose answer nobody wants any more.
+func (s *Server) settle(in *intake) {
+	if in == nil {
+		return
+	}
+	if !in.replay {
+		s.finish(in)
+		s.meter.Event(EventOrphan)
+	}
+	s.release(in)
+}
+
+// Read gives answers, at least one when there is one more. Runs on: the connection's goroutine.
+func (b *batch) Read(p []byte) (int, error) {
+	for b.used == len(b.out) {
+		b.out, b.used = b.out[:0], 0
+		one, ok := <-b.pending
+		if !ok {
+			return 0, io.EOF
+		}
+		b.answer(one)
+		for more := true; more && len(b.out) < len(p); { // what is there already goes with it
+			select {
+			case one, ok := <-b.pending:
+				if more = ok; ok {
+					b.answer(one)
+				}
+			default:
+				more = false
+			}
+		}
+	}
+	b.c.SetWriteDeadline(time.Now().Add(b.srv.o.HeaderTimeout)) // for these answers; the ones before have gone
+	n := copy(p, b.out[b.used:])
+	b.used += n
+	return n, nil
+}
+
+// answer waits for a line's commit and appends its answer.
+func (b *batch) answer(one line) {
+	s := b.srv
+	p := one.p
+	if p == nil && !one.in.replay {
+		p = s.finish(one.in)
+	}
+	if p != nil {
+		b.out = appendBatchProblem(b.out, one.number, p)
+	} else {
+		b.out = appendBatchAccepted(b.out, one.number, one.in.id, s.o.Durability, one.in.replay, one.in.results)
+	}
+	b.out = append(b.out, '\n')
+	if one.in != nil {
+		s.release(one.in)
+	}
+	select {
+	case b.places <- struct{}{}:
+	default:
+	}
+}
+
+// Close is called when the response is over, or can't be sent. What was submitted is waited for.
+func (b *batch) Close() error {
+	if b.stopped {
+		return nil
+	}
+	b.stopped = true
+	close(b.stop)
+	select {
+	case <-b.ended:
+	default:
+		b.c.SetReadDeadline(time.Unix(1, 0)) // whatever the reader waits for
+		<-b.ended
+	}
+	for one := range b.pending {
+		b.srv.settle(one.in)
+	}
+	return nil
+}

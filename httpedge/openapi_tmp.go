@@ -1,0 +1,3 @@
+package httpedge
+
+var openAPI = []byte("{}")

@@ -1,0 +1,281 @@
+package httpedge
+
+import (
+	"errors"
+	"io"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/session"
+	"github.com/fastedge/fastedge/smtpcodec"
+)
+
+// The plain protocol: POST, message/rfc822, the envelope in header fields, and the SMTP reply in X-Smtp-Reply, which is what its clients look at.
+
+// action answers one request.
+type action func(s *Server, ctx *fasthttp.RequestCtx, c *conn)
+
+// route says who answers a request, by its path.
+func (s *Server) route(ctx *fasthttp.RequestCtx) action {
+	path := ctx.Path()
+	switch {
+	case string(path) == "/v1/messages":
+		return (*Server).postMessage
+	case string(path) == "/v1/messages:batch":
+		return (*Server).postBatch
+	case len(path) > len(messagePath) && string(path[:len(messagePath)]) == messagePath:
+		return (*Server).getMessage
+	case string(path) == "/openapi.json":
+		return (*Server).getOpenAPI
+	case len(path) >= 4 && string(path[:4]) == "/v1/":
+		return (*Server).getNothing
+	}
+	return (*Server).postPlain
+}
+
+const messagePath = "/v1/messages/"
+
+// refusedAtOnce answers requests whose refusal does not depend on the body.
+func (s *Server) refusedAtOnce(ctx *fasthttp.RequestCtx, c *conn) bool {
+	var p poster
+	switch path := ctx.Path(); {
+	case string(path) == "/v1/messages", string(path) == "/v1/messages:batch":
+		return s.refusesPost(ctx, c, &p, string(path) != "/v1/messages")
+	case len(path) >= 4 && string(path[:4]) == "/v1/", string(path) == "/openapi.json":
+		return false // they have no body
+	}
+	return s.refusesPlain(ctx, c, &p)
+}
+
+var (
+	replyNoRecipients = smtpcodec.Reply{Code: 554, Enhanced: smtpcodec.EnhancedCode{Class: 5, Subject: 5, Detail: 1}, Text: "No valid recipients"}
+	replyBadHeader    = smtpcodec.Reply{Code: 501, Enhanced: smtpcodec.EnhancedCode{Class: 5, Subject: 5, Detail: 4}, Text: "Syntax error in parameters or arguments"}
+	replyTooBig       = smtpcodec.Reply{Code: 552, Enhanced: smtpcodec.EnhancedCode{Class: 5, Subject: 3, Detail: 4}, Text: "Message exceeded size limit"}
+	replyTooSlow      = smtpcodec.Reply{Code: 451, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 4, Detail: 2}, Text: "Message came too slowly"}
+	replyCutOff       = smtpcodec.Reply{Code: 451, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 4, Detail: 2}, Text: "Message is not complete"}
+)
+
+// refusesPlain checks all of a request but the envelope and the message, in the order of the protocol: path, method, type, credentials, length.
+func (s *Server) refusesPlain(ctx *fasthttp.RequestCtx, c *conn, p *poster) bool {
+	h := &ctx.Request.Header
+	if s.o.Path != nil {
+		if at := s.o.Path.FindIndex(ctx.Path()); at == nil || at[0] != 0 {
+			return s.bare(ctx, fasthttp.StatusNotFound)
+		}
+	}
+	if string(h.Method()) != s.o.Method {
+		ctx.Response.Header.Set("Allow", s.o.Method)
+		return s.bare(ctx, fasthttp.StatusMethodNotAllowed)
+	}
+	if t := h.ContentType(); len(t) > 0 && !isMessageRFC822(t) {
+		return s.bare(ctx, fasthttp.StatusUnsupportedMediaType)
+	}
+	if len(h.Peek("Content-Encoding")) > 0 {
+		return s.bare(ctx, fasthttp.StatusUnsupportedMediaType)
+	}
+	if t := s.identify(ctx, c, p); t != nil {
+		status := plainStatus(t.reply, s.o.Success)
+		switch {
+		case t.challenge:
+			status = fasthttp.StatusUnauthorized
+			c.at.challenges(&ctx.Response.Header)
+		case t.reason == "forbidden":
+			status = fasthttp.StatusForbidden
+		}
+		return s.told(ctx, status, t.reply)
+	}
+	switch length, ok := bodyLength(h); {
+	case !ok:
+		return s.bare(ctx, fasthttp.StatusLengthRequired)
+	case length > c.at.Session.MaxMessageBytes:
+		return s.told(ctx, fasthttp.StatusRequestEntityTooLarge, replyTooBig)
+	}
+	return false
+}
+
+// bodyLength is what a request announces, -1 when it is chunked; ok is false when it does neither.
+func bodyLength(h *fasthttp.RequestHeader) (length int64, ok bool) {
+	n := h.ContentLength()
+	if n > 0 || n == -1 {
+		return int64(n), true
+	}
+	return 0, len(h.Peek("Content-Length")) > 0
+}
+
+// bare answers with a status alone. The body is not read, so the connection ends.
+func (s *Server) bare(ctx *fasthttp.RequestCtx, status int) bool {
+	ctx.SetStatusCode(status)
+	ctx.SetConnectionClose()
+	return true
+}
+
+// told answers with a status and a reply.
+func (s *Server) told(ctx *fasthttp.RequestCtx, status int, r smtpcodec.Reply) bool {
+	var room [MaxSMTPReplyBytes]byte
+	ctx.SetStatusCode(status)
+	ctx.Response.Header.SetBytesV("X-Smtp-Reply", appendSMTPReply(room[:0], r, ""))
+	ctx.SetConnectionClose()
+	return true
+}
+
+// postPlain takes one message by the plain protocol.
+func (s *Server) postPlain(ctx *fasthttp.RequestCtx, c *conn) {
+	var p poster
+	if s.refusesPlain(ctx, c, &p) {
+		return
+	}
+	l := s.lane()
+	defer s.park(l)
+	read := s.plain(ctx, c, l, &p)
+	if !read {
+		ctx.SetConnectionClose() // what is left of the body is not to be read as a request
+	}
+}
+
+// plain carries the message. It gives whether the body was read to its end.
+func (s *Server) plain(ctx *fasthttp.RequestCtx, c *conn, l *lane, p *poster) (read bool) {
+	h := &ctx.Request.Header
+	now := time.Now()
+	var room [MaxAddressBytes]byte
+	path, err := decodeAddress(room[:0], h.Peek(s.o.SenderHeader))
+	if err != nil {
+		s.told(ctx, fasthttp.StatusBadRequest, replyBadHeader)
+		return false
+	}
+	if t := s.maySend(p, path, now); t != nil {
+		status := plainStatus(t.reply, 0)
+		if t.reason == "forbidden" {
+			status = fasthttp.StatusForbidden
+		} else {
+			ctx.Response.Header.SetBytesV("Retry-After", strconv.AppendInt(nil, int64(t.wait/time.Second)+1, 10))
+		}
+		s.told(ctx, status, t.reply)
+		return false
+	}
+	length, _ := bodyLength(h)
+	if !l.begin(c.at, p, h.Peek(s.o.EhloHeader), now) || !l.mail(path, &parameters{size: max(length, 0), smtpUTF8: s.anyUTF8(h)}, now) {
+		return s.refused(ctx, l)
+	}
+	taken := 0
+	bad := false
+	for _, value := range h.PeekAll(s.o.RecipientHeader) {
+		splitRecipients(value, func(item []byte) bool {
+			var rcpt []byte
+			if rcpt, err = decodeAddress(room[:0], item); err != nil || len(rcpt) == 0 {
+				bad = true
+				return false
+			}
+			taken++
+			return l.rcpt(rcpt, nil, 0, now)
+		})
+		if bad || taken > 0 && l.code/100 != 2 {
+			break
+		}
+	}
+	switch {
+	case bad:
+		s.told(ctx, fasthttp.StatusBadRequest, replyBadHeader)
+		return false
+	case taken == 0:
+		s.told(ctx, fasthttp.StatusBadRequest, replyNoRecipients)
+		return false
+	case l.code/100 != 2: // one answer for the message: a refused recipient refuses it
+		return s.refused(ctx, l)
+	}
+	if status, why := s.readBody(ctx, l); why != nil {
+		s.told(ctx, status, *why)
+		return false
+	} else if status != 0 {
+		return s.refused(ctx, l)
+	}
+	if !l.end(time.Now()) {
+		s.refused(ctx, l)
+		return true
+	}
+	id := l.submit(time.Now(), nil)
+	if !l.wait() {
+		s.refused(ctx, l)
+		return true
+	}
+	s.accepted(ctx, l, id)
+	return true
+}
+
+// anyUTF8 says that an address needs SMTPUTF8 (RFC 6531): clients of this protocol have no way to say so.
+func (s *Server) anyUTF8(h *fasthttp.RequestHeader) bool {
+	var room [MaxAddressBytes]byte
+	found := false
+	for _, value := range h.PeekAll(s.o.RecipientHeader) {
+		splitRecipients(value, func(item []byte) bool {
+			rcpt, err := decodeAddress(room[:0], item)
+			found = err == nil && !isASCII(rcpt)
+			return !found
+		})
+		if found {
+			break
+		}
+	}
+	return found
+}
+
+// bodyPiece is how much of a body is given to the session at once.
+const bodyPiece = 32 << 10
+
+// readBody gives the body to the session. why is what HTTP has against it; otherwise status is not 0 when the session did not want it.
+func (s *Server) readBody(ctx *fasthttp.RequestCtx, l *lane) (status int, why *smtpcodec.Reply) {
+	stream := ctx.RequestBodyStream()
+	if stream == nil { // none, or so small that it came with the header
+		if b := ctx.Request.Body(); len(b) > 0 && !l.data(b, time.Now()) {
+			return 1, nil
+		}
+		return 0, nil
+	}
+	b := s.piece()
+	defer s.pieces.Put(b)
+	for {
+		n, err := stream.Read(b[:])
+		now := time.Now()
+		switch {
+		case n > 0 && l.late(now), n > 0 && !l.data(b[:n], now):
+			return 1, nil
+		case err == io.EOF:
+			return 0, nil
+		case err != nil:
+			var late net.Error
+			if errors.As(err, &late) && late.Timeout() {
+				s.meter.Event(EventTimeout)
+				return fasthttp.StatusRequestTimeout, &replyTooSlow
+			}
+			return fasthttp.StatusBadRequest, &replyCutOff
+		}
+	}
+}
+
+// refused answers with the session's refusal. It gives false: the body may not be read.
+func (s *Server) refused(ctx *fasthttp.RequestCtx, l *lane) bool {
+	r := l.answer()
+	status := plainStatus(r, s.o.Success)
+	if l.reason == session.ReasonSize {
+		status = fasthttp.StatusRequestEntityTooLarge
+	}
+	if status == fasthttp.StatusServiceUnavailable {
+		ctx.Response.Header.Set("Retry-After", "30")
+	}
+	var room [MaxSMTPReplyBytes]byte
+	ctx.SetStatusCode(status)
+	ctx.Response.Header.SetBytesV("X-Smtp-Reply", appendSMTPReply(room[:0], r, ""))
+	return false
+}
+
+// accepted answers for a message that is durable.
+func (s *Server) accepted(ctx *fasthttp.RequestCtx, l *lane, id envelope.ID) {
+	var room [MaxSMTPReplyBytes]byte
+	h := &ctx.Response.Header
+	ctx.SetStatusCode(s.o.Success)
+	h.SetBytesV("X-Smtp-Reply", appendSMTPReply(room[:0], l.answer(), ""))
+	h.SetBytesV("X-Queue-Id", id.AppendTo(room[:0]))
+}

@@ -1,0 +1,453 @@
+package httpedge
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"regexp"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/fastedge/fastedge/auth"
+	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/internal/logline"
+	"github.com/fastedge/fastedge/policy"
+	"github.com/fastedge/fastedge/pool"
+	"github.com/fastedge/fastedge/queue"
+	"github.com/fastedge/fastedge/session"
+	"github.com/fastedge/fastedge/smtpcodec"
+)
+
+// Listener is one address that clients post to.
+type Listener struct {
+	Name string
+	// Address is host:port. Port 0 picks a free one: see Server.Addr.
+	Address string
+	// Session decides every reply. Its HTTP must be set, and MaxErrors above MaxRecipients, or some wrong addresses end the dialogue.
+	Session *session.Server
+	// MayRelay says whether a client address may send to any domain, MayPost whether it may post without credentials; nil means none may.
+	MayRelay, MayPost func(netip.Addr) bool
+	// AuthRequired wants credentials of everybody.
+	AuthRequired bool
+	// Bearer, Basic and External say which credentials are taken: API keys, passwords, client certificates.
+	Bearer, Basic, External bool
+	// Proxies says whether a peer is a proxy that must send a PROXY header; nil means none is.
+	Proxies func(netip.Addr) bool
+	// Gate counts connections per client; nil has no limits.
+	Gate *policy.Gate
+	// TLS makes it HTTPS; nil: clear. What its callbacks choose may change while the server runs.
+	TLS *tls.Config
+	// TLSFacts makes what validators see of a handshake. Giving nil fails it. nil: version, cipher and server name.
+	TLSFacts func(tls.ConnectionState) *policy.TLS
+}
+
+// Options of a Server. Zero values mean the defaults named.
+type Options struct {
+	Listeners []Listener
+	Writer    *queue.Writer
+	// Budget bounds the bytes of message data, together with the other edges: limits.memory.
+	Budget *pool.Budget
+	// Keys are the API keys that Bearer needs, Passwords what Basic needs.
+	Keys      *auth.Keys
+	Passwords *auth.Passwords
+	// Inspector shows messages that are in the queue; nil: none can be shown.
+	Inspector queue.Inspector
+	// Durability is the word for it in answers: "fsync", "os", or the name of an engine.
+	Durability string
+
+	// Path is what the paths of the plain protocol match, nil for any; Method is its verb. Defaults: any path, POST.
+	Path   *regexp.Regexp
+	Method string
+	// The header fields of the plain protocol. Defaults: X-Envelope-Sender, X-Envelope-Recipient, X-Ehlo.
+	SenderHeader, RecipientHeader, EhloHeader string
+	// Success is the status of an accepted message in the plain protocol, 200 or 204. Default 200.
+	Success int
+
+	// MaxConnections is the most connections open at once over all listeners: http.connections; more get 503. Default 4096.
+	MaxConnections int
+	// MaxHeaderBytes is the most bytes of a request's line and header fields: http.header_bytes; more get 431. Default 64 KiB.
+	MaxHeaderBytes int
+	// MaxBatchMessages, MaxBatchLineBytes and MaxBatchBytes bound POST /v1/messages:batch. Defaults: 10,000, four thirds of the message size and
+	// 64 KiB, 1 GiB.
+	MaxBatchMessages  int
+	MaxBatchLineBytes int64
+	MaxBatchBytes     int64
+	// Remembered keeps idempotency keys beyond a restart; nil: the engine can't, and requests with a key are refused.
+	Remembered queue.Rememberer
+	// MaxIdempotencyKeys is how many are known at once; more get 503. IdempotencyTime is how long each is. Defaults: 1,000,000, 24 h.
+	MaxIdempotencyKeys int
+	IdempotencyTime    time.Duration
+
+	// HeaderTimeout is the time for a request's header, IdleTimeout that between requests; a body has the session's DataTimeout. Defaults: 10 s, 60 s.
+	HeaderTimeout, IdleTimeout time.Duration
+	// HandshakeTimeout is the time for a TLS handshake, ProxyTimeout that for a PROXY header. Defaults: 30 s, 5 s.
+	HandshakeTimeout, ProxyTimeout time.Duration
+
+	Log *slog.Logger
+	// Lines gets the line that every message causes, in LineFormat; whole lines, from any goroutine. nil: no such lines.
+	Lines      io.Writer
+	LineFormat logline.Format
+	Meter      Meter // may be nil
+}
+
+// Meter counts. Any goroutine.
+type Meter interface {
+	Connection(listener int, r ConnResult)
+	OpenConnections(listener int, delta int)
+	Reply(stage session.Stage, code uint16)
+	Refusal(stage session.Stage, reason session.Reason, code uint16)
+	// Message counts a message that got its answer: size in bytes, ack from the end of data to the answer.
+	Message(protocol string, accepted bool, size int64, ack time.Duration)
+	Handshake(ok bool, version string, d time.Duration)
+	Event(e Event)
+	// Request counts an answer by its status.
+	Request(status int)
+}
+
+// ConnResult is what became of a new connection.
+type ConnResult uint8
+
+// Connections are accepted, over http.connections, or over a limit of the Gate.
+const (
+	ConnAccepted ConnResult = iota
+	ConnOverLimit
+	ConnPerAddress
+	ConnPerPrefix
+	ConnRate
+)
+
+// Event is something rare that is counted.
+type Event uint8
+
+// The events.
+const (
+	EventPanic           Event = iota // our bug: one request answered with 500
+	EventTimeout                      // a body came too slowly
+	EventOrphan                       // the client left before its answer; the message stays
+	EventProxyMissing                 // closed: a listed proxy that sent something else, or nothing in time
+	EventProxyBad                     // closed: a malformed PROXY header
+	EventHandshakeFailed              // closed: no TLS handshake came about
+	EventValidatorFailed              // a validator did not decide
+	NumEvents
+)
+
+// noMeter counts nothing.
+type noMeter struct{}
+
+func (noMeter) Connection(int, ConnResult)                    {}
+func (noMeter) OpenConnections(int, int)                      {}
+func (noMeter) Reply(session.Stage, uint16)                   {}
+func (noMeter) Refusal(session.Stage, session.Reason, uint16) {}
+func (noMeter) Message(string, bool, int64, time.Duration)    {}
+func (noMeter) Handshake(bool, string, time.Duration)         {}
+func (noMeter) Event(Event)                                   {}
+func (noMeter) Request(int)                                   {}
+
+// Server takes messages by HTTP.
+type Server struct {
+	o        Options
+	log      *slog.Logger
+	meter    Meter
+	http     fasthttp.Server
+	doors    []*door
+	keys     *keyTable // nil: idempotency keys are refused
+	inflater *inflater
+	intakes  sync.Pool    // of *intake
+	pieces   sync.Pool    // of *[bodyPiece]byte
+	extra    atomic.Int64 // lanes that batches have beyond their first
+
+	draining  atomic.Bool
+	logErr    atomic.Int64 // when the queue's trouble was last told of, in seconds since 1970
+	logFailed atomic.Int64 // the same for validators
+
+	mu    sync.Mutex
+	lanes *lane // idle ones
+	idle  int
+	conns map[*conn]struct{}
+}
+
+// maxIdleLanes bounds the idle ones: each keeps some 20 KiB.
+const maxIdleLanes = 256
+
+// inflateBytes is how much memory all bodies that are decompressed may take together.
+const inflateBytes = 256 << 20
+
+var (
+	noContext = context.Background()
+
+	replyDraining = smtpcodec.Reply{Code: 421, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 2}, Text: "Shutting down, try again later"}
+	replyMemory   = smtpcodec.Reply{Code: 452, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 1}, Text: "Too much mail in progress, see limits.memory; try again later"}
+)
+
+// maxLoggedArg bounds what of a hostile argument stands in a log line, in bytes.
+const maxLoggedArg = 128
+
+// New binds the listeners, so that an address in use is an error here, and reads the idempotency keys that the engine has kept. Serve runs them.
+func New(o Options) (*Server, error) {
+	setDefault(&o.Method, "POST")
+	setDefault(&o.SenderHeader, "X-Envelope-Sender")
+	setDefault(&o.RecipientHeader, "X-Envelope-Recipient")
+	setDefault(&o.EhloHeader, "X-Ehlo")
+	setDefault(&o.Success, 200)
+	setDefault(&o.MaxConnections, 4096)
+	setDefault(&o.MaxHeaderBytes, 64<<10)
+	setDefault(&o.MaxBatchMessages, 10_000)
+	setDefault(&o.MaxBatchBytes, 1<<30)
+	setDefault(&o.MaxIdempotencyKeys, 1_000_000)
+	setDefault(&o.IdempotencyTime, 24*time.Hour)
+	setDefault(&o.HeaderTimeout, 10*time.Second)
+	setDefault(&o.IdleTimeout, time.Minute)
+	setDefault(&o.HandshakeTimeout, 30*time.Second)
+	setDefault(&o.ProxyTimeout, 5*time.Second)
+	setDefault(&o.Durability, "fsync")
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Meter == nil {
+		o.Meter = noMeter{}
+	}
+	s := &Server{o: o, log: o.Log, meter: o.Meter, conns: map[*conn]struct{}{}, inflater: newInflater(inflateBytes)}
+	if o.Remembered != nil {
+		s.keys = newKeys(o.MaxIdempotencyKeys, o.IdempotencyTime)
+		err := o.Remembered.Remembered(time.Now().Add(-o.IdempotencyTime), func(r queue.Remembered) bool {
+			s.keys.load(r)
+			return true
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	s.http = fasthttp.Server{
+		Handler:       s.handle,
+		ErrorHandler:  s.broken,
+		ExpectHandler: s.expected,
+		HeaderReceived: func(*fasthttp.RequestHeader) fasthttp.RequestConfig {
+			return fasthttp.RequestConfig{ReadTimeout: s.bodyTimeout()}
+		},
+		Logger:                       quiet{},
+		Concurrency:                  o.MaxConnections + 64, // ours is the limit that counts
+		ReadBufferSize:               o.MaxHeaderBytes,
+		ReadTimeout:                  o.HeaderTimeout,
+		WriteTimeout:                 o.HeaderTimeout,
+		IdleTimeout:                  o.IdleTimeout,
+		MaxRequestBodySize:           streamFrom,
+		StreamRequestBody:            true,
+		ReduceMemoryUsage:            true,
+		DisablePreParseMultipartForm: true,
+		NoDefaultServerHeader:        true,
+		NoDefaultContentType:         true,
+		SecureErrorLogMessage:        true,
+		CloseOnShutdown:              true,
+	}
+	for i := range o.Listeners {
+		d, err := newDoor(s, i)
+		if err != nil {
+			for _, d := range s.doors {
+				d.Close()
+			}
+			return nil, err
+		}
+		s.doors = append(s.doors, d)
+	}
+	return s, nil
+}
+
+// streamFrom is the size from which fasthttp leaves a body on the connection; it would otherwise read it whole before the handler runs.
+const streamFrom = 16 << 10
+
+func setDefault[T comparable](value *T, otherwise T) {
+	var zero T
+	if *value == zero {
+		*value = otherwise
+	}
+}
+
+// quiet is fasthttp's logger: a client's mistakes are counted, not told.
+type quiet struct{}
+
+func (quiet) Printf(string, ...any) {}
+
+// bodyTimeout is the longest time that any listener gives a message.
+func (s *Server) bodyTimeout() (longest time.Duration) {
+	for i := range s.o.Listeners {
+		longest = max(longest, s.o.Listeners[i].Session.DataTimeout)
+	}
+	return longest
+}
+
+// Addr gives the address that listener i is bound to, with the port that was picked.
+func (s *Server) Addr(i int) string { return s.doors[i].Addr().String() }
+
+// Serve answers requests until Close, or until one of the listeners fails. It blocks.
+func (s *Server) Serve() error {
+	errs := make(chan error, len(s.doors))
+	for _, d := range s.doors {
+		go func() { errs <- s.http.Serve(d) }()
+	}
+	var first error
+	for range s.doors {
+		if err := <-errs; err != nil && !errors.Is(err, net.ErrClosed) && first == nil {
+			first = err
+			s.Close()
+		}
+	}
+	return first
+}
+
+// Drain takes no new connections, answers 503 to new requests, lets those under way finish, and returns when no connection is left or with ctx's
+// error.
+func (s *Server) Drain(ctx context.Context) error {
+	s.draining.Store(true)
+	return s.http.ShutdownWithContext(ctx)
+}
+
+// Close ends every connection. What was submitted is committed all the same.
+func (s *Server) Close() {
+	s.draining.Store(true)
+	for _, d := range s.doors {
+		d.Close()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		c.raw.Close()
+	}
+}
+
+// piece gives a buffer that goes back to s.pieces.
+func (s *Server) piece() *[bodyPiece]byte {
+	if b, ok := s.pieces.Get().(*[bodyPiece]byte); ok {
+		return b
+	}
+	return new([bodyPiece]byte)
+}
+
+// lane gives an idle lane, or a new one.
+func (s *Server) lane() *lane {
+	s.mu.Lock()
+	l := s.lanes
+	if l != nil {
+		s.lanes, l.next = l.next, nil
+		s.idle--
+	}
+	s.mu.Unlock()
+	if l == nil {
+		l = newLane(s)
+	}
+	return l
+}
+
+// park takes a lane back, whose dialogue it ends.
+func (s *Server) park(l *lane) {
+	l.over()
+	l.last = nil
+	if cap(l.out) > maxKeptOut {
+		l.out = nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.idle < maxIdleLanes {
+		l.next, s.lanes = s.lanes, l
+		s.idle++
+	}
+}
+
+const maxKeptOut = 64 << 10
+
+// Committed is queue.Owner: it wakes the handlers. Runs on: writer goroutine.
+func (s *Server) Committed(batch []*queue.Submission) {
+	for _, sub := range batch {
+		sub.Token.(*lane).back <- struct{}{}
+	}
+}
+
+// refuse is why no message may begin now; nil when one may.
+func (s *Server) refuse() (*smtpcodec.Reply, session.Reason) {
+	b := s.o.Budget
+	switch {
+	case s.draining.Load():
+		return &replyDraining, session.ReasonShutdown
+	case b != nil && b.Max() > 0 && b.Used() > b.Max()/4*3:
+		return &replyMemory, session.ReasonMemory // what is left is for the messages that have begun
+	}
+	return queue.Refusal(s.o.Writer.Room()), session.ReasonNone
+}
+
+// submitted counts and logs a message that has the queue's answer.
+func (s *Server) submitted(l *lane, env *envelope.Envelope, err error, now time.Time) {
+	s.meter.Message(env.Client.Protocol, err == nil, env.Size(), now.Sub(l.eod))
+	if err != nil && onceASecond(&s.logErr, now) {
+		s.log.Error("message not queued, client told to try again", "error", err)
+	}
+	if s.o.Lines != nil && s.log.Enabled(noContext, slog.LevelInfo) {
+		l.line = s.o.LineFormat.Message(l.line[:0], now, env, l.tls, now.Sub(l.eod), err == nil)
+		s.o.Lines.Write(l.line)
+	}
+}
+
+// validatorFailed counts, and logs once a second at the most, because what fails for one message fails for all.
+func (s *Server) validatorFailed(sess *session.Session, listener string, at policy.Stage, err error) {
+	s.meter.Event(EventValidatorFailed)
+	if onceASecond(&s.logFailed, time.Now()) {
+		s.log.Error("a validator failed", "session", sess.Peer().ID.String(), "listener", listener, "stage", at.String(), "error", err)
+	}
+}
+
+func onceASecond(last *atomic.Int64, now time.Time) bool {
+	was, is := last.Load(), now.Unix()
+	return was != is && last.CompareAndSwap(was, is)
+}
+
+// handle answers one request. A panic is our bug and costs one request.
+func (s *Server) handle(ctx *fasthttp.RequestCtx) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.meter.Event(EventPanic)
+			s.log.Error("panic in an HTTP handler", "panic", r, "stack", string(debug.Stack()))
+			ctx.Response.Reset()
+			ctx.SetStatusCode(fasthttp.StatusInternalServerError)
+			ctx.SetConnectionClose()
+		}
+		s.meter.Request(ctx.Response.StatusCode())
+	}()
+	c := ctx.Conn().(*conn)
+	s.route(ctx)(s, ctx, c)
+}
+
+// expected is asked before 100 Continue: whoever will be refused whatever the body is, is refused now. Anything but 100 is the answer.
+func (s *Server) expected(ctx *fasthttp.RequestCtx) int {
+	c := ctx.Conn().(*conn)
+	if s.refusedAtOnce(ctx, c) {
+		status := ctx.Response.StatusCode()
+		s.meter.Request(status)
+		return status
+	}
+	return fasthttp.StatusContinue
+}
+
+// broken answers what is not HTTP, or too much of it. The connection is closed behind it: where the next request begins is unknown.
+func (s *Server) broken(ctx *fasthttp.RequestCtx, err error) {
+	status := fasthttp.StatusBadRequest
+	var small *fasthttp.ErrSmallBuffer
+	var timeout net.Error
+	switch {
+	case errors.As(err, &small):
+		status = fasthttp.StatusRequestHeaderFieldsTooLarge
+	case errors.Is(err, fasthttp.ErrBodyTooLarge):
+		status = fasthttp.StatusRequestEntityTooLarge
+	case errors.As(err, &timeout) && timeout.Timeout():
+		status = fasthttp.StatusRequestTimeout
+	}
+	ctx.Response.Reset()
+	ctx.SetStatusCode(status)
+	ctx.SetConnectionClose()
+	s.meter.Request(status)
+}
