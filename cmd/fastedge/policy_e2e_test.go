@@ -57,6 +57,7 @@ func TestUnknownRecipientsAreRefusedWith550(t *testing.T) {
 }
 
 func TestAChangedFileOfRecipientsIsInForceWithoutARestart(t *testing.T) {
+	t.Parallel()
 	p, file := withRecipients(t, "user@example.net\n", "")
 	open := connect(t, p.addr[0]) // sessions that are open see it, too
 	replaceFile(t, file, []byte("user@example.net\nnew@example.net\n"))
@@ -270,6 +271,7 @@ func TestConnectionsOfOneAddressAndPrefixAreLimitedAndThePlaceComesBack(t *testi
 }
 
 func TestConnectionsThatComeTooFastGet421AndLaterAreServed(t *testing.T) {
+	t.Parallel()
 	const rate = 30 // a minute: one every two seconds
 	p := serve(t, t.TempDir(), edgeConfig("", fmt.Sprintf("[limits]\nconnection_rate = %d\n", rate)))
 	for i := range rate {
@@ -279,8 +281,15 @@ func TestConnectionsThatComeTooFastGet421AndLaterAreServed(t *testing.T) {
 		}
 		c.Close()
 	}
-	if _, refusal := admitted(t, "127.0.0.9", p.addr[0]); !strings.HasPrefix(refusal, "421 4.7.0") || !strings.Contains(refusal, "limits.connection_rate") {
-		t.Errorf("one past the rate, from the same prefix: %q", refusal)
+	for i := range 2 * rate { // a slow machine has taken some seconds, each good for more connections
+		c, refusal := admitted(t, "127.0.0.9", p.addr[0])
+		if c == nil && strings.HasPrefix(refusal, "421 4.7.0") && strings.Contains(refusal, "limits.connection_rate") {
+			break
+		}
+		if c == nil || i == 2*rate-1 {
+			t.Fatalf("past the rate, from the same prefix: %q", refusal)
+		}
+		c.Close()
 	}
 	p.wait("the next connection", func() bool {
 		c, _ := admitted(t, "127.0.0.1", p.addr[0])
@@ -289,6 +298,7 @@ func TestConnectionsThatComeTooFastGet421AndLaterAreServed(t *testing.T) {
 }
 
 func TestMessagesThatComeTooFastGet450AndLaterAreTaken(t *testing.T) {
+	t.Parallel()
 	const rate = 30
 	p := serve(t, t.TempDir(), edgeConfig(strangers, ourDomain+fmt.Sprintf("[limits]\nmessage_rate = %d\n", rate)+
 		"[[listen]]\nname = \"relay\"\naddress = \"127.0.0.1:0\"\n"))
@@ -298,8 +308,16 @@ func TestMessagesThatComeTooFastGet450AndLaterAreTaken(t *testing.T) {
 			t.Fatalf("message %d: %v", i+1, err)
 		}
 	}
-	if reply := c.must(t, "MAIL FROM:<a@example.org>\r\n", "450 4.7.1"); !strings.Contains(reply, "limits.message_rate") {
-		t.Errorf("one past the rate: %q", reply)
+	for i := range 2 * rate { // a slow machine has taken some seconds, each good for more messages
+		reply := c.must(t, "MAIL FROM:<a@example.org>\r\n", "")
+		if strings.HasPrefix(reply, "450 4.7.1") && strings.Contains(reply, "limits.message_rate") {
+			break
+		}
+		if !strings.HasPrefix(reply, "250") || i == 2*rate-1 {
+			t.Fatalf("past the rate: %q", reply)
+		}
+		c.must(t, "RCPT TO:<b@example.net>\r\nDATA\r\n", "250", "354")
+		c.must(t, "Subject: still fast\r\n\r\n.\r\n", "250")
 	}
 	if _, err := connect(t, p.addr[1]).deliver("Subject: relay\r\n\r\n"); err != nil {
 		t.Errorf("a client that may relay has no such limit: %v", err)
@@ -327,6 +345,7 @@ func TestJunkCommandsAreAnsweredUpToTheLimit(t *testing.T) {
 }
 
 func TestFailedLoginsAreAnsweredUpToTheLimit(t *testing.T) {
+	t.Parallel()
 	service := authService(t, func(q auth.HTTPQuestion) bool { return q.Password == "right" })
 	p := serve(t, t.TempDir(), edgeConfig("auth = [\"PLAIN\"]\n", "[limits]\nauth_failures = 2\n[auth]\nhttp = \""+service+"\"\n"))
 	c := connect(t, p.addr[0])
@@ -371,13 +390,18 @@ func TestHandshakesUnderWayAreLimitedAndThePlaceComesBack(t *testing.T) {
 func TestEarlyTalkersAreCounted(t *testing.T) {
 	admin := freeAddress(t)
 	p := serve(t, t.TempDir(), edgeConfig(strangers, ourDomain+"[smtp]\ngreet_delay = \"300ms\"\n[admin]\nhttp = \""+admin+"\"\n"))
-	c, err := dialSMTP("tcp", p.addr[0])
-	if err != nil {
-		t.Fatal(err)
+	for try := 1; metric(t, admin, "fastedge_loop_events_total", "early_talker") == 0; try++ {
+		if try > 10 { // on a busy machine one comes late for being early
+			t.Fatal("no early talker is counted")
+		}
+		c, err := dialSMTP("tcp", p.addr[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.must(t, "EHLO early.example\r\n"+oneGroup, "220", "250-", "250", "250", "354")
+		c.must(t, "Subject: early\r\n\r\n.\r\n", "250 2.6.0")
 	}
-	defer c.Close()
-	c.must(t, "EHLO early.example\r\n"+oneGroup, "220", "250-", "250", "250", "354")
-	c.must(t, "Subject: early\r\n\r\n.\r\n", "250 2.6.0")
 	if n := metric(t, admin, "fastedge_loop_events_total", "early_talker"); n != 1 {
 		t.Errorf("%v early talkers, want one", n)
 	}
@@ -390,20 +414,28 @@ func TestEarlyTalkersAreCounted(t *testing.T) {
 func TestEarlyTalkersAreRefusedIfThatIsWanted(t *testing.T) {
 	p := serve(t, t.TempDir(), edgeConfig(strangers, ourDomain+"[smtp]\ngreet_delay = \"300ms\"\nearly_talkers = \"refuse\"\n"+
 		"[[listen]]\nname = \"relay\"\naddress = \"127.0.0.1:0\"\n"))
-	c, err := dialSMTP("tcp", p.addr[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	c.must(t, "EHLO early.example\r\nMAIL FROM:<a@example.org>\r\n", "421 4.7.0")
-	if err := c.ended(); err != nil {
-		t.Error(err)
+	for try := 1; ; try++ {
+		c, err := dialSMTP("tcp", p.addr[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if reply := c.must(t, "EHLO early.example\r\nMAIL FROM:<a@example.org>\r\n", ""); strings.HasPrefix(reply, "220") && try < 10 {
+			continue // on a busy machine one comes late for being early
+		} else if !strings.HasPrefix(reply, "421 4.7.0") {
+			t.Fatalf("reply %q", reply)
+		}
+		if err := c.ended(); err != nil {
+			t.Error(err)
+		}
+		break
 	}
 	p.waitLine("spoke before the greeting")
 	if _, err := connect(t, p.addr[0]).deliver("Subject: patient\r\n\r\n"); err != nil {
 		t.Error(err)
 	}
-	if c, err = dialSMTP("tcp", p.addr[1]); err != nil { // who may relay does not wait, so nobody is early
+	c, err := dialSMTP("tcp", p.addr[1])
+	if err != nil { // who may relay does not wait, so nobody is early
 		t.Fatal(err)
 	}
 	defer c.Close()
@@ -449,19 +481,22 @@ func TestAnHTTPHookAcceptsRefusesAndIsWaitedForOnlySoLong(t *testing.T) {
 	}))
 	defer service.Close()
 	defer close(stop)
-	p := serve(t, t.TempDir(), edgeConfig("", `
+	hooks := func(timeout, mail, rcpt string) string {
+		return edgeConfig("", fmt.Sprintf(`
 [[hook]]
 name = "closed"
-at = ["mail", "message"]
-url = "`+service.URL+`"
-timeout = "500ms"
+at = [%s]
+url = %q
+timeout = %q
 [[hook]]
 name = "open"
-at = ["rcpt"]
-url = "`+service.URL+`"
-timeout = "500ms"
+at = [%s]
+url = %[2]q
+timeout = %[3]q
 on_error = "accept"
-`))
+`, mail, service.URL, timeout, rcpt))
+	}
+	p := serve(t, t.TempDir(), hooks("1m", `"mail", "message"`, `"rcpt"`))
 	c := connect(t, p.addr[0])
 	id, err := c.deliver("Subject: hook\r\n\r\n")
 	if err != nil {
@@ -479,8 +514,11 @@ on_error = "accept"
 	}
 	c.must(t, "MAIL FROM:<refuse@example.org>\r\n", "554 5.7.1 The hook says no")
 	c.must(t, "MAIL FROM:<defer@example.org>\r\n", "451 4.7.1")
-	c.must(t, "MAIL FROM:<slow@example.org>\r\n", "451 4.3.0")
-	c.must(t, "MAIL FROM:<a@example.org>\r\nRCPT TO:<slow@example.net>\r\nRCPT TO:<b@example.net>\r\nRSET\r\n", "250", "250", "250", "250")
+	// Where little time is given, nothing but slow answers is asked for.
+	hasty := connect(t, serve(t, t.TempDir(), hooks("200ms", `"mail"`, `"message"`)).addr[0])
+	hasty.must(t, "MAIL FROM:<slow@example.org>\r\n", "451 4.3.0")
+	hasty = connect(t, serve(t, t.TempDir(), hooks("200ms", `"message"`, `"rcpt"`)).addr[0])
+	hasty.must(t, "MAIL FROM:<a@example.org>\r\nRCPT TO:<slow@example.net>\r\nRCPT TO:<slow@example.net>\r\nRSET\r\n", "250", "250", "250", "250")
 	down.Store(true)
 	c.must(t, "MAIL FROM:<a@example.org>\r\n", "451 4.3.0")
 	down.Store(false)
@@ -493,6 +531,7 @@ on_error = "accept"
 }
 
 func TestUsersThatAuthAddAndRemoveWriteAreInForceWithoutARestart(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	file := filepath.Join(dir, "users")
 	config := edgeConfig("auth = [\"PLAIN\"]\n", fmt.Sprintf("[tls]\nreload_every = \"1s\"\n[auth]\nusers = %q\n", file))

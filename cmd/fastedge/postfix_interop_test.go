@@ -134,7 +134,7 @@ postlog unix-dgram n - n - 1 postlogd
 		cmd.Process.Signal(syscall.SIGTERM)
 		cmd.Wait()
 	})
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		if c, err := net.Dial("tcp", "127.0.0.1:"+mx); err == nil {
 			c.Close()
 			return conf

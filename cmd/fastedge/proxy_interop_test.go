@@ -61,7 +61,7 @@ defaults
 	go func() { cmd.Wait(); close(done) }()
 	t.Cleanup(func() { cmd.Process.Kill(); <-done })
 	for _, front := range fronts {
-		for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 			if c, err := net.Dial("tcp", front); err == nil {
 				c.Close()
 				break

@@ -56,7 +56,7 @@ func (d *dialogue) say(line string) { io.WriteString(d.in, line+"\n") }
 func (d *dialogue) expect(pattern string) string {
 	d.t.Helper()
 	re := regexp.MustCompile(`(?m)` + pattern)
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 		over := false
 		select {
 		case <-d.done:
@@ -79,7 +79,7 @@ func (d *dialogue) ends() string {
 	d.t.Helper()
 	select {
 	case <-d.done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		d.t.Fatalf("the client goes on:\n%s", d.out)
 	}
 	return d.out.String()

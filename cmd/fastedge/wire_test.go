@@ -123,8 +123,8 @@ var wireCases = []wireCase{
 		"< 220 ", "! " + v2Head + "\x21\x11\x00\x0c" + v2Addr4, "end"}},
 	{name: "PROXY header before implicit TLS", on: "proxied-tls", step: []string{
 		"> PROXY TCP4 192.0.2.9 198.51.100.1 4444 25", "tls", "< 220 ", "> EHLO x", "< 250-", "mail ESMTPS 192.0.2.9"}},
-	{name: "a listed peer that stops in its header", on: "proxy", logs: "not complete in time", step: []string{"! PROXY", "end"}},
-	{name: "a listed peer that says nothing", on: "proxy", step: []string{"end"}},
+	{name: "a listed peer that stops in its header", on: "hasty", logs: "not complete in time", step: []string{"! PROXY", "end"}},
+	{name: "a listed peer that says nothing", on: "hasty", step: []string{"end"}},
 }
 
 func TestWireCases(t *testing.T) {
@@ -151,15 +151,22 @@ address = "127.0.0.1:0"
 tls = "implicit"
 proxy_protocol_from = ["127.0.0.1"]
 [timeouts]
-proxy_header = "500ms"
+proxy_header = "1m"
 [auth]
 http = "`+service+"\"\n"+ourDomain))
 	addr := map[string]string{}
 	for i, name := range listeners {
 		addr[name] = p.addr[i]
 	}
+	// There the time for a header runs out.
+	hasty := serve(t, t.TempDir(), edgeConfig("proxy_protocol_from = [\"127.0.0.1\"]\n", "[timeouts]\nproxy_header = \"500ms\"\n"))
+	addr["hasty"] = hasty.addr[0]
 	for _, c := range wireCases {
 		t.Run(c.name, func(t *testing.T) {
+			p := p
+			if c.on == "hasty" {
+				p = hasty
+			}
 			before := p.lines(c.logs)
 			if err := runWireCase(p, addr[c.on], c.step); err != nil {
 				t.Fatalf("%v\n%s", err, p.log)
@@ -177,7 +184,7 @@ func runWireCase(p *process, addr string, steps []string) error {
 		return err
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	for _, step := range steps {
 		word, rest, _ := strings.Cut(step, " ")
 		switch word {
