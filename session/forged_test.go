@@ -54,6 +54,33 @@ func TestForgedResultsAreRemoved(t *testing.T) {
 	}
 }
 
+// Wherever a message's chunks end, the same is found.
+func TestForgedResultsAreFoundInAnyPieces(t *testing.T) {
+	const id = "mx.example.net"
+	const kept = "A: b\r\n\tc\r\n"
+	for _, forged := range []string{
+		"Authentication-Results: mx.example.net; x\r\n",
+		"authentication-results :\r\n (a \\( b) \"mx.example.net\" 1;\r\n\tx\r\n",
+	} {
+		text := kept + forged + kept + forged + "\r\n" + forged
+		for cut := range len(text) + 1 {
+			pad := "P: " + strings.Repeat("x", 8<<10-cut-len("P: \r\n")) + "\r\n" // up to the end of the first chunk, but for cut bytes
+			l := pool.NewList(1<<20, nil)
+			var ch pool.Chain
+			ch.Append(l, []byte(pad+text))
+			if n := len(ch.First().Bytes()); n != len(pad)+cut && cut < len(text) {
+				t.Fatalf("the first chunk has %d bytes", n)
+			}
+			if removeForged(&ch, id) {
+				t.Fatalf("%q cut at %d is refused", text, cut)
+			}
+			if got := string(bytes.Join(ch.AppendBuffers(nil), nil)); got != pad+kept+kept+"\r\n"+forged {
+				t.Fatalf("%q cut at %d: %q", text, cut, got[len(pad):])
+			}
+		}
+	}
+}
+
 // The search runs on the event loop, so it is bounded: a header section at the bound is searched, one past it is refused.
 func TestTheSearchForForgedFieldsIsBounded(t *testing.T) {
 	for extra, want := range map[int]bool{0: false, 1: true} {

@@ -53,27 +53,39 @@ func appendReceived(dst []byte, env *envelope.Envelope, tls *policy.TLS, host, h
 	return append(dst, "\r\n"...)
 }
 
-// appendResults appends what the Authentication-Results among fields that we have made say, behind our name and unfolded.
+// appendResults appends what the first Authentication-Results among fields that we have made says, behind our name and unfolded. A milter may have made
+// one of its own behind it.
 func appendResults(dst, fields []byte) []byte {
 	const name = "Authentication-Results:"
-	found := false
-	for line := range bytes.SplitAfterSeq(fields, []byte("\r\n")) {
-		if len(line) == 0 {
-			break
+	within := false
+	for had := len(dst); len(fields) > 0; {
+		line := fields
+		if n := bytes.IndexByte(fields, '\n'); n >= 0 {
+			line = fields[:n]
 		}
-		switch first := line[0] != '\t' && line[0] != ' '; {
-		case first && len(dst) == 0 && bytes.HasPrefix(line, []byte(name)): // ours is the first; a milter may have one of its own
-			_, rest, _ := bytes.Cut(line, []byte(";"))
-			dst = append(dst, bytes.TrimSpace(rest)...)
-			found = true
-		case first:
-			found = false
-		case found:
-			if len(dst) > 0 {
-				dst = append(dst, ' ')
+		fields = fields[min(len(line)+1, len(fields)):]
+		switch {
+		case len(line) > 0 && (line[0] == '\t' || line[0] == ' '):
+			if !within {
+				continue
 			}
-			dst = append(dst, bytes.TrimSpace(line)...)
+		case len(dst) > had: // another field, behind it
+			return dst
+		default:
+			if within = bytes.HasPrefix(line, []byte(name)); !within {
+				continue
+			}
+			if _, line, _ = bytes.Cut(line, []byte{';'}); len(line) == 0 {
+				continue
+			}
 		}
+		if line = bytes.Trim(line, " \t\r"); len(line) == 0 {
+			continue
+		}
+		if len(dst) > had {
+			dst = append(dst, ' ')
+		}
+		dst = append(dst, line...)
 	}
 	return dst
 }

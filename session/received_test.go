@@ -122,6 +122,25 @@ func TestFieldCounterAgreesWithOracle(t *testing.T) {
 	walk("", 6)
 }
 
+// What is found out about a message goes with it: what our own field says, whoever else has made one.
+func TestResultsAreTakenFromTheFirstOfOurFields(t *testing.T) {
+	const other = "Received-SPF: pass\r\n\t(mx: ok)\r\n\tAuthentication-Results: mx; folded=x\r\n"
+	for fields, want := range map[string]string{
+		"":    "",
+		other: "",
+		"Authentication-Results: mx;\r\n\tspf=pass smtp.mailfrom=a@b.c;\r\n\tiprev=fail\r\n":                                         "spf=pass smtp.mailfrom=a@b.c; iprev=fail",
+		other + "Authentication-Results: mx; auth=pass\r\n" + other + "Authentication-Results: milter; dkim=pass\r\n":                "auth=pass",
+		"Authentication-Results: mx;\r\n  \tspf=none \t\r\nX: y\r\n\tz\r\n":                                                          "spf=none",
+		"Authentication-Results: mx\r\nAuthentication-Results: mx; \r\n\t\r\n\tspf=none\r\nAuthentication-Results: mx; spf=pass\r\n": "spf=none",
+		"X-Authentication-Results: mx; spf=pass\r\nauthentication-results: mx; spf=pass\r\n":                                         "",
+		"Authentication-Results: mx; spf=pass":                                                                                       "spf=pass",
+	} {
+		if got := string(appendResults([]byte("before"), []byte(fields))); got != "before"+want {
+			t.Errorf("%q: %q", fields, got)
+		}
+	}
+}
+
 func FuzzFieldCounter(f *testing.F) {
 	f.Add([]byte("RECEIVED : a\r\n\tReceived: b\r\nReceived: c\r\n\r\nReceived: d\r\n"), 5)
 	f.Fuzz(func(t *testing.T, message []byte, cut int) {
