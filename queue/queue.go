@@ -237,6 +237,8 @@ type Stats struct {
 	FreeBytes  int64          `json:"free_bytes"`
 	Durability string         `json:"durability"`
 	Alarm      string         `json:"alarm,omitempty"` // what an operator must look at now
+	// Parts are the engines behind an engine made of several, by name. Messages, Bytes and Damaged above are their sums.
+	Parts map[string]Stats `json:"parts,omitempty"`
 }
 
 // Inspector is what the queue commands need. Any goroutine.

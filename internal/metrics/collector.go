@@ -29,6 +29,7 @@ type collector struct {
 	validatorQuestions, validatorFailures, limitedPrefixes      *prometheus.Desc
 	relayAttempts, relayDead, relayRecipients                   *prometheus.Desc
 	relayConnects, relayInFlight, relayConnections, relayDown   *prometheus.Desc
+	forwardMessages, forwardInHand, forwardUp                   *prometheus.Desc
 
 	all []*prometheus.Desc
 }
@@ -89,6 +90,9 @@ func newCollector(r *Registry) *collector {
 	c.relayInFlight = desc("relay_in_flight", "Messages being handed on now.")
 	c.relayConnections = desc("relay_connections", "Connections to next hops open now.")
 	c.relayDown = desc("relay_next_hops_down", "Next hops that are passed over now.")
+	c.forwardMessages = desc("forward_messages_total", "Tries to bring a message from the spool to JetStream, by their result; deferred is a message that waits though others are taken.", "result")
+	c.forwardInHand = desc("forward_in_hand", "Messages on their way from the spool to JetStream now.")
+	c.forwardUp = desc("forward_up", "1 while JetStream takes messages from the spool, 0 while they wait.")
 	return c
 }
 
@@ -265,6 +269,18 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		gauge(c.relayInFlight, float64(st.InFlight))
 		gauge(c.relayConnections, float64(st.Connections))
 		gauge(c.relayDown, float64(st.NextHopsDown))
+	}
+	if sources.Forward != nil {
+		st := sources.Forward()
+		counter(c.forwardMessages, st.Forwarded, "forwarded")
+		counter(c.forwardMessages, st.Deferred, "deferred")
+		counter(c.forwardMessages, st.Failed, "failed")
+		gauge(c.forwardInHand, float64(st.InHand))
+		up := 0.0
+		if st.Up {
+			up = 1
+		}
+		gauge(c.forwardUp, up)
 	}
 }
 

@@ -60,6 +60,7 @@ type Sources struct {
 	MemoryBudget   int64        // limits.memory
 	LogDropped     func() uint64
 	Relay          func() RelayStats
+	Forward        func() ForwardStats
 	// Validators are those that ask others: hooks and milters.
 	Validators func() []ValidatorStats
 	DNS        func() DNSStats
@@ -91,6 +92,13 @@ type RelayStats struct {
 	Connects, ConnectErrors     uint64
 	InFlight, Connections       int64
 	NextHopsDown                int64
+}
+
+// ForwardStats is what the forwarder from the spool to JetStream says of itself; it mirrors forward.Stats.
+type ForwardStats struct {
+	Forwarded, Failed, Deferred uint64 // tries
+	InHand                      int
+	Up                          bool
 }
 
 // Registry holds all metrics of one server. Its methods may be called from any goroutine.

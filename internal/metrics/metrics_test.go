@@ -39,6 +39,7 @@ func everySource() Sources {
 		CertificateExpiry: func() time.Time { return time.Unix(1e9, 0) },
 		DNS:               func() DNSStats { return DNSStats{Lookups: map[string]uint64{"hit": 8}, Sent: 3, Inflight: 2} },
 		Relay:             func() RelayStats { return RelayStats{Attempts: 5, Deferred: 7, ConnectErrors: 1} },
+		Forward:           func() ForwardStats { return ForwardStats{Forwarded: 2, Failed: 8, Up: true} },
 	}
 }
 
@@ -147,6 +148,8 @@ func TestLoopsAreSummed(t *testing.T) {
 		`fastedge_handoff_batch_messages_bucket{le="4"} 1`,
 		`fastedge_handoff_pending 2`,
 		`fastedge_relay_recipients_total{result="deferred"} 7`,
+		`fastedge_forward_messages_total{result="failed"} 8`,
+		`fastedge_forward_up 1`,
 		`fastedge_spool_messages{state="ready"} 3`,
 		`fastedge_memory_budget_bytes 3`,
 		`fastedge_log_dropped_total 4`,

@@ -107,8 +107,8 @@ const (
 type Stats struct {
 	Forwarded    uint64    `json:"forwarded"`       // messages that the target has committed
 	Commits      uint64    `json:"commits"`         // batches of which it has committed some
-	Failed       uint64    `json:"failed"`          // messages that it did not commit, counted for each try
-	Deferred     uint64    `json:"deferred"`        // of these, messages given back to the source to wait
+	Failed       uint64    `json:"failed"`          // messages that it did not commit and that are tried again at once, counted for each try
+	Deferred     uint64    `json:"deferred"`        // messages that go back to the source to wait: refused alone, or not readable
 	SettleErrors uint64    `json:"settle_errors"`   // messages committed that the source could not forget: they come again
 	InHand       int       `json:"in_hand"`         // messages leased now
 	Up           bool      `json:"up"`              // the last batch could be committed, or none was tried yet
@@ -341,7 +341,7 @@ func (f *Forwarder) forward(ctx context.Context, batch []*item) {
 			}
 		}
 		clear(batch[len(kept):])
-		f.failed.Add(uint64(len(batch) - done))
+		f.failed.Add(uint64(len(kept)))
 		f.forwarded.Add(uint64(done))
 		if done > 0 {
 			f.commits.Add(1)
