@@ -253,9 +253,6 @@ const (
 	answerCodes           // the same without texts
 )
 
-// maxAnswerRecipients bounds what parseAnswer makes of a few bytes.
-const maxAnswerRecipients = 100_000
-
 // appendAnswer appends what became of the recipients, in at most envelope.MaxAnswerBytes: what a later request with the same key and
 // payload is answered from. Addresses are left out, for that request has them. When texts make it too long they are left out, and when
 // replies differ so much that there is no room for codes (more than 1,000 recipients, each refused with another one than the one before)
@@ -292,38 +289,24 @@ func sameReply(a, b *smtpcodec.Reply, kind byte) bool {
 	return a.Code == b.Code && a.Enhanced == b.Enhanced && (kind == answerCodes || a.Text == b.Text)
 }
 
-// parseAnswer appends the recipients' replies to dst, without addresses: none when the answer says nothing of them. ok is false when it
-// is none of appendAnswer's; dst is given back then.
+// maxAnswerRecipients bounds what parseAnswer makes of a few bytes.
+const maxAnswerRecipients = 100_000
+
+// parseAnswer appends the recipients' replies to dst, in order and without addresses: none when the answer says nothing of them. ok is
+// false when it is none of appendAnswer's; dst is given back then.
 func parseAnswer(dst []recipientResult, answer []byte) (rcpts []recipientResult, ok bool) {
 	if len(answer) == 0 || answer[0] > answerCodes || answer[0] == answerUnlisted && len(answer) > 1 {
 		return dst, false
 	}
-	p := answer[1:]
-	number := func(most uint64) uint64 {
-		v, n := binary.Uvarint(p)
-		if n <= 0 || v > most {
-			p, ok = nil, false
-			return 0
-		}
-		p = p[n:]
-		return v
-	}
-	rcpts = dst
-	for ok = true; len(p) > 0; {
-		n := number(uint64(maxAnswerRecipients - (len(rcpts) - len(dst))))
-		r := smtpcodec.Reply{Code: uint16(number(999))}
-		r.Enhanced = smtpcodec.EnhancedCode{Class: uint16(number(9)), Subject: uint16(number(999)), Detail: uint16(number(999))}
+	p := answerReader{rest: answer[1:]}
+	for rcpts = dst; len(p.rest) > 0; {
+		n := p.number(uint64(maxAnswerRecipients - (len(rcpts) - len(dst))))
+		r := smtpcodec.Reply{Code: uint16(p.number(599))}
+		r.Enhanced = smtpcodec.EnhancedCode{Class: uint16(p.number(5)), Subject: uint16(p.number(999)), Detail: uint16(p.number(999))}
 		if answer[0] == answerTexts {
-			size := number(uint64(len(p)))
-			if size > uint64(len(p)) {
-				ok = false
-			}
-			if !ok {
-				return dst, false
-			}
-			r.Text, p = string(p[:size]), p[size:]
+			r.Text = p.text()
 		}
-		if !ok || n == 0 {
+		if p.bad || n == 0 || r.Code < 200 {
 			return dst, false
 		}
 		for range n {
@@ -331,4 +314,31 @@ func parseAnswer(dst []recipientResult, answer []byte) (rcpts []recipientResult,
 		}
 	}
 	return rcpts, true
+}
+
+// answerReader takes an answer apart.
+type answerReader struct {
+	rest []byte
+	bad  bool
+}
+
+func (p *answerReader) number(most uint64) uint64 {
+	v, n := binary.Uvarint(p.rest)
+	if n <= 0 || v > most {
+		p.rest, p.bad = nil, true
+		return 0
+	}
+	p.rest = p.rest[n:]
+	return v
+}
+
+func (p *answerReader) text() string {
+	n := p.number(uint64(len(p.rest)))
+	if n > uint64(len(p.rest)) {
+		p.rest, p.bad = nil, true
+		return ""
+	}
+	text := string(p.rest[:n])
+	p.rest = p.rest[n:]
+	return text
 }

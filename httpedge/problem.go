@@ -87,6 +87,7 @@ var problemKinds = map[string]problemKind{
 	"idempotency_mismatch": {"idempotencyMismatch", "Idempotency key used for another message", 422, 422},
 	"idempotency_inflight": {"idempotencyInFlight", "The first request with this key is not done", 409, 409},
 	"idempotency_full":     {"idempotencyFull", "Too many idempotency keys", 503, 503},
+	"too_many_messages":    {"tooManyMessages", "Too many messages in one request", 413, 413},
 	"too_busy":             {"tooBusy", "Too many requests at a time", 503, 503},
 }
 

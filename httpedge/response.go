@@ -1,10 +1,13 @@
 package httpedge
 
 import (
+	"encoding/json"
+	"fmt"
 	"strconv"
 	"unicode/utf8"
 
 	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/queue"
 	"github.com/fastedge/fastedge/smtpcodec"
 )
 
@@ -59,6 +62,20 @@ func appendBatchProblem(dst []byte, line int, p *problem) []byte {
 	dst = append(dst, `,"problem":`...)
 	dst = p.AppendTo(dst)
 	return append(dst, '}')
+}
+
+// appendEntry appends the answer to a question for a message in the queue: the same as `fastedge queue show --json` prints. It is not on
+// the path of any message.
+func appendEntry(dst []byte, e *queue.Entry) []byte {
+	p, err := json.Marshal(e)
+	if err != nil { // Metadata that is no JSON, from an envelope of somebody else's
+		without := *e
+		without.Metadata = nil
+		if p, err = json.Marshal(&without); err != nil {
+			panic(fmt.Sprintf("httpedge: entry %v: %v", e.ID, err))
+		}
+	}
+	return append(dst, p...)
 }
 
 // appendRecipients appends the member "recipients".
