@@ -24,6 +24,10 @@
 // are asked again once without EDNS0 (RFC 6891 §6.2.2), a truncated answer goes to the server's one TCP connection, which is kept and has
 // many questions in flight (RFC 7766).
 //
+// Being asked again for want of an answer has an allowance, one for each domain and one for all (MaxZoneRetransmits, MaxRetransmits): of a domain with silent name
+// servers that 50,000 lookups wait for, few questions are sent again, a packet that was lost of any other is, and what is above is put off until its next
+// time, or until the domain answers something. New questions go before all that are sent again.
+//
 // # The cache
 //
 // There are three, so that none pushes another's entries out, each bounded in bytes: what is there, what is not there (RFC 2308), and
@@ -32,14 +36,14 @@
 //
 // # Limits
 //
-// Questions in flight are bounded in all (MaxInflight: the oldest makes room for a new one), by domain (MaxPerZone) and so are the lookups that
+// Questions in flight are bounded in all (MaxInflight: the oldest makes room for a new one), by domain (MaxPerZone, by the Public Suffix List) and so are the lookups that
 // wait, by client (MaxPerClient) and in all. What is above them is Failed at once, or served stale, and counted. The caches are bounded in bytes,
 // an answer by MaxAnswerRRs, MaxTXTBytes and MaxChain, a question by Timeout and MaxTries.
 //
 // # Goroutines and locks
 //
 // One goroutine, the driver, sends and keeps the time; one reads from each UDP socket; two belong to each TCP connection. Everything that waits
-// is under one mutex, held for microseconds and never over a read or a write. Callbacks run without it, on the goroutine that brought the
+// is under one mutex, held for microseconds, however much waits (the times are in a wheel), and never over a read or a write. Callbacks run without it, on the goroutine that brought the
 // answer, the driver, or a caller of Lookup or Close. They may call Lookup; they must not block: an event loop's posts to its mailbox.
 //
 // RFCs: 1035, 2181 §8 (TTLs), 2308, 3596, 5452, 6891, 7766, 8767, 9520.

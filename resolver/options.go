@@ -47,8 +47,8 @@ type Options struct {
 	MaxInflight int
 	// MaxPerClient is how many lookups may wait for one client, an IPv4 address or an IPv6 /64; default 256. More are Failed without a question.
 	MaxPerClient int
-	// MaxPerZone is how many questions may be open for one domain, by the last two labels of the names, or for one /16 or IPv6 /32 of reverse
-	// names; default a quarter of MaxInflight, 64 at least. More are Failed without a question: one domain with silent name servers, asked
+	// MaxPerZone is how many questions may be open for one domain, what is registered with a registry by the Public Suffix List (example.net,
+	// example.co.uk, but github.io), or for one /16 or IPv6 /32 of reverse names; default a quarter of MaxInflight, 64 at least. More are Failed without a question: one domain with silent name servers, asked
 	// for by many clients, leaves the others room.
 	MaxPerZone int
 	// Sockets is how many UDP sockets each server gets; default 16, at most MaxSockets. They are opened when there is something to ask.

@@ -1,7 +1,6 @@
 package resolver
 
 import (
-	"container/heap"
 	"context"
 	"errors"
 	"log/slog"
@@ -27,7 +26,7 @@ const (
 	// StaleRecheck is how long an answer past its time is served before the servers are asked again (RFC 8767 §5).
 	StaleRecheck = 30 * time.Second
 
-	never = 1<<63 - 1
+	never = int64(1<<63 - 1)
 )
 
 // ErrClosed is what LookupSync says after Close.
@@ -42,7 +41,7 @@ type Resolver struct {
 
 	hits, negativeHits, failureHits, staleHits atomic.Uint64
 
-	wake chan struct{} // the driver is to look at the heap; one is enough
+	wake chan struct{} // the driver is to look at the agenda; one is enough
 	done chan struct{} // closed by Close
 	all  sync.WaitGroup
 	ctx  context.Context // of TCP dialling
@@ -55,10 +54,11 @@ type Resolver struct {
 	calls    map[spf.Query]*call
 	oldest   *call // list in the order of their start
 	newest   *call
-	heap     callHeap
+	agenda   agenda
+	again    allowance // of retransmissions, over all zones
 	waiting  int
 	clients  map[netip.Addr]int // lookups that wait, by client
-	zones    map[string]int     // questions open, by zone
+	zones    map[string]*zone   // with open questions
 	servers  []*server
 	hedges   float64 // how many may be sent
 	random   entropy // used by the driver alone, but for the choice of sockets; under mu
@@ -76,6 +76,7 @@ type waiter struct {
 // call is one question, however many wait for its answer.
 type call struct {
 	q        spf.Query
+	zone     *zone
 	question []byte // on the wire, in lower case
 	waiters  []waiter
 	stale    *entry // to be served instead of Failed
@@ -85,8 +86,10 @@ type call struct {
 	tryAt   int64 // when it is sent next
 	hedgeAt int64 // when another server is asked too
 	staleAt int64 // when the waiters get the stale answer
-	wake    int64 // the first of these
-	index   int   // in the heap
+
+	due  node  // in the agenda
+	slot int32 // there
+	off  node  // in zone.off
 
 	older, newer *call
 
@@ -95,6 +98,7 @@ type call struct {
 	retransmits uint
 	failed      uint32  // servers that gave a failure, by index
 	prefer      *server // for the next try
+	turned      bool    // the next try needs no allowance: a server has turned it away or is not there, or its zone answers
 	byTCP       bool    // an answer was truncated
 	suspect     bool    // an answer had the wrong capitals or was nonsense: TCP next time
 	plain       bool    // without EDNS0
@@ -150,7 +154,8 @@ func New(o Options) (*Resolver, error) {
 		done:        make(chan struct{}),
 		calls:       make(map[spf.Query]*call),
 		clients:     make(map[netip.Addr]int),
-		zones:       make(map[string]int),
+		zones:       make(map[string]*zone),
+		again:       allowance{tokens: retransmitBurst},
 		hedges:      maxHedges,
 		maxWaits:    o.MaxInflight * MaxWaitingPerQuestion,
 		dripTimeout: TCPMessageTimeout,
@@ -234,25 +239,6 @@ func clientKey(a netip.Addr) netip.Addr {
 	return a
 }
 
-// zone is the last two labels of a name, of a reverse name those of a /16 or, with IPv6, a /32. The customers of some registries share one, which
-// is a wide one then.
-func zone(name string) string {
-	labels := 2
-	if strings.HasSuffix(name, ".in-addr.arpa") {
-		labels = 4
-	} else if strings.HasSuffix(name, ".ip6.arpa") {
-		labels = 10
-	}
-	for i := len(name) - 1; i >= 0; i-- {
-		if name[i] == '.' {
-			if labels--; labels == 0 {
-				return name[i+1:]
-			}
-		}
-	}
-	return name
-}
-
 // miss joins or starts a question.
 func (r *Resolver) miss(q spf.Query, client netip.Addr, done func(spf.Answer), now int64) (spf.Answer, bool) {
 	var space [maxQuestionBytes]byte
@@ -260,17 +246,17 @@ func (r *Resolver) miss(q spf.Query, client netip.Addr, done func(spf.Answer), n
 	if !ok {
 		return spf.Answer{Status: spf.Empty}, true
 	}
-	client = clientKey(client)
+	client, in := clientKey(client), zoneOf(q.Name)
 	var fx effects
 	r.mu.Lock()
-	a, answered := r.join(q, question, waiter{done, client}, now, &fx)
+	a, answered := r.join(q, in, question, waiter{done, client}, now, &fx)
 	r.mu.Unlock()
 	r.finish(&fx)
 	return a, answered
 }
 
 // join runs under mu. done may be nil: then nobody waits.
-func (r *Resolver) join(q spf.Query, question []byte, w waiter, now int64, fx *effects) (spf.Answer, bool) {
+func (r *Resolver) join(q spf.Query, in string, question []byte, w waiter, now int64, fx *effects) (spf.Answer, bool) {
 	// Again, under mu: what was asked meanwhile is in the cache before it leaves calls, so that no question is asked twice.
 	e, stale := r.cache.fresh(q, now)
 	if e != nil && w.done != nil {
@@ -304,7 +290,7 @@ func (r *Resolver) join(q spf.Query, question []byte, w waiter, now int64, fx *e
 	if c != nil {
 		r.st.Coalesced++
 	} else {
-		if r.zones[zone(q.Name)] >= r.o.MaxPerZone {
+		if z := r.zones[in]; z != nil && z.open >= r.o.MaxPerZone {
 			return refuse(&r.st.OverZone)
 		}
 		if len(r.calls) >= r.o.MaxInflight {
@@ -319,7 +305,7 @@ func (r *Resolver) join(q spf.Query, question []byte, w waiter, now int64, fx *e
 		} else {
 			r.st.Prefetch++
 		}
-		c = r.open(q, question, stale, now)
+		c = r.open(q, in, question, stale, now)
 	}
 	if w.done != nil {
 		c.waiters = append(c.waiters, w)
@@ -338,18 +324,19 @@ func (r *Resolver) prefetch(q spf.Query, now int64) {
 	if !ok {
 		return
 	}
+	in := zoneOf(q.Name)
 	r.mu.Lock()
 	if len(r.calls) < r.o.MaxInflight/2 {
-		r.join(q, question, waiter{}, now, nil)
+		r.join(q, in, question, waiter{}, now, nil)
 	}
 	r.mu.Unlock()
 }
 
 // open starts a question. Runs under mu.
-func (r *Resolver) open(q spf.Query, question []byte, stale *entry, now int64) *call {
+func (r *Resolver) open(q spf.Query, in string, question []byte, stale *entry, now int64) *call {
 	c := &call{
 		// The name may be a view of a buffer or of a longer string; here it stays for long.
-		q:        spf.Query{Name: string([]byte(q.Name)), Type: q.Type},
+		q:        spf.Query{Name: strings.Clone(q.Name), Type: q.Type},
 		question: append([]byte(nil), question...),
 		stale:    stale,
 		start:    now,
@@ -357,9 +344,9 @@ func (r *Resolver) open(q spf.Query, question []byte, stale *entry, now int64) *
 		tryAt:    now,
 		hedgeAt:  never,
 		staleAt:  never,
-		wake:     now,
 		older:    r.newest,
 	}
+	c.due.c, c.off.c = c, c
 	if stale != nil {
 		c.staleAt = now + int64(r.o.StaleAfter)
 	}
@@ -370,9 +357,12 @@ func (r *Resolver) open(q spf.Query, question []byte, stale *entry, now int64) *
 	}
 	r.newest = c
 	r.calls[c.q] = c
-	r.zones[zone(c.q.Name)]++
-	heap.Push(&r.heap, c)
-	r.poke()
+	if c.zone = r.zones[in]; c.zone == nil {
+		c.zone = &zone{name: strings.Clone(in), again: allowance{zoneBurst, now}}
+		r.zones[c.zone.name] = c.zone
+	}
+	c.zone.open++
+	r.arm(c, now)
 	return c
 }
 
@@ -415,12 +405,11 @@ func (r *Resolver) end(c *call, a spf.Answer, fx *effects) {
 		r.drop(c.tries[len(c.tries)-1], fx)
 	}
 	delete(r.calls, c.q)
-	if z := zone(c.q.Name); r.zones[z] > 1 {
-		r.zones[z]--
-	} else {
-		delete(r.zones, z)
+	if c.zone.open--; c.zone.open == 0 {
+		delete(r.zones, c.zone.name)
 	}
-	heap.Remove(&r.heap, c.index)
+	c.off.leave()
+	r.agenda.remove(c)
 	if c.older != nil {
 		c.older.newer = c.newer
 	} else {
@@ -463,41 +452,59 @@ func (r *Resolver) finish(fx *effects) {
 	fx.sends, fx.closes, fx.ends = fx.sends[:0], fx.closes[:0], fx.ends[:0]
 }
 
-// maxBurst is how many questions the driver looks at before it lets go of the mutex.
-const maxBurst = 64
+// maxReady and maxDue are how many questions the driver looks at before it lets go of the mutex and sends: new ones and those that go on, and those that
+// something was waited for. So a new one waits for no more than maxDue old ones, however many of these there are.
+const (
+	maxReady = 16
+	maxDue   = 8
+)
 
 // drive sends what is to be sent and keeps the times of all questions. One goroutine.
 func (r *Resolver) drive() {
 	defer r.all.Done()
-	timer := time.NewTimer(time.Hour)
+	// The timer is left alone as long as it does not go off too late: moving one costs the runtime a walk over all the timers that there are, and each check
+	// that waits has one.
+	timer, rings := time.NewTimer(time.Hour), never
+	timer.Stop()
 	defer timer.Stop()
 	var fx effects
 	for {
 		now := r.now()
-		wait := int64(time.Hour)
 		r.arena = r.arena[:0]
 		r.mu.Lock()
-		for n := 0; len(r.heap) > 0; n++ {
-			c := r.heap[0]
-			if wait = c.wake - now; wait > 0 {
-				break
-			}
-			if n == maxBurst {
+		for range maxReady {
+			c := r.agenda.takeReady()
+			if c == nil {
 				break
 			}
 			r.step(c, now, &fx)
-			wait = int64(time.Hour)
+		}
+		for range maxDue {
+			c := r.agenda.takeDue(now)
+			if c == nil {
+				break
+			}
+			r.step(c, now, &fx)
+		}
+		next := r.agenda.next()
+		if r.agenda.ready.first != nil {
+			next = now
 		}
 		r.mu.Unlock()
 		r.finish(&fx)
-		if wait > 0 {
-			timer.Reset(time.Duration(min(wait, int64(time.Hour))))
-			select {
-			case <-r.wake:
-			case <-timer.C:
-			case <-r.done:
-				return
-			}
+		if next <= now {
+			continue
+		}
+		if next < rings {
+			timer.Reset(time.Duration(next - now))
+			rings = next
+		}
+		select {
+		case <-r.wake:
+		case <-timer.C:
+			rings = never
+		case <-r.done:
+			return
 		}
 	}
 }
@@ -522,35 +529,16 @@ func (r *Resolver) step(c *call, now int64, fx *effects) {
 		c.hedgeAt = never
 		r.hedge(c, now, fx)
 	}
-	r.arm(c)
+	r.arm(c, now)
 }
 
-// arm puts c where its next time is. Runs under mu.
-func (r *Resolver) arm(c *call) {
-	c.wake = min(c.deadline, c.tryAt, c.hedgeAt, c.staleAt)
-	heap.Fix(&r.heap, c.index)
-}
-
-// callHeap orders questions by wake.
-type callHeap []*call
-
-func (h callHeap) Len() int           { return len(h) }
-func (h callHeap) Less(i, j int) bool { return h[i].wake < h[j].wake }
-func (h callHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i, j
-}
-func (h *callHeap) Push(x any) {
-	c := x.(*call)
-	c.index = len(*h)
-	*h = append(*h, c)
-}
-func (h *callHeap) Pop() any {
-	old := *h
-	c := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	return c
+// arm has the driver look at c when its next time has come. Runs under mu.
+func (r *Resolver) arm(c *call, now int64) {
+	wake := min(c.deadline, c.tryAt, c.hedgeAt, c.staleAt)
+	r.agenda.put(c, wake, now)
+	if wake <= now {
+		r.poke()
+	}
 }
 
 // Stats counts. Any goroutine.

@@ -93,6 +93,8 @@ type link struct {
 	uses    int
 	retired bool // nothing new is sent; closed when nothing is pending
 
+	mayWrite time.Time // of UDP, the driver's: until then a write has writeTimeout at least
+
 	out  chan []byte   // of TCP: queries to be written, with their length
 	quit chan struct{} // of TCP: closed with it
 }
@@ -203,6 +205,7 @@ func (r *Resolver) pick(c *call, upOnly bool) *server {
 // transmit sends c once more, and sets the time for the next. Runs on: the driver, under mu.
 func (r *Resolver) transmit(c *call, now int64, fx *effects) {
 	r.lose(c, now, -1, fx)
+	c.off.leave()
 	c.tryAt = never
 	if c.sent >= MaxTries {
 		return // what is on its way may still be answered
@@ -214,12 +217,19 @@ func (r *Resolver) transmit(c *call, now int64, fx *effects) {
 	if s == nil {
 		return
 	}
+	first, otherwise := c.sent == 0, c.prefer != nil
+	if !first && !otherwise && !c.turned && !c.suspect && !r.mayRepeat(c, s, now) {
+		r.st.Withheld++
+		c.retransmits++
+		c.tryAt = now + c.interval(s)
+		c.zone.off.append(&c.off)
+		return
+	}
 	if !r.send(c, s, now, fx) {
 		c.tryAt = now + int64(busyDelay)
 		return
 	}
-	first, otherwise := c.sent == 1, c.prefer != nil
-	c.prefer = nil
+	c.prefer, c.turned = nil, false
 	if first {
 		r.hedges = min(r.hedges+HedgeShare, maxHedges)
 		for _, other := range r.servers {
@@ -239,7 +249,50 @@ func (r *Resolver) transmit(c *call, now int64, fx *effects) {
 		}
 		c.retransmits++
 	}
-	c.tryAt = now + s.retransmitAfter()<<min(max(c.retransmits, 1)-1, 4)
+	c.tryAt = now + c.interval(s)
+}
+
+// interval is how long the next answer is waited for.
+func (c *call) interval(s *server) int64 {
+	return s.retransmitAfter() << min(max(c.retransmits, 1)-1, 4)
+}
+
+// mayRepeat says that c may be sent again, to s, although nobody has said anything, and takes that off the allowances. When the server asked last has
+// been silent to all since, and s is another that answers, it is not for the zone's silence, and always may be.
+func (r *Resolver) mayRepeat(c *call, s *server, now int64) bool {
+	if n := len(c.tries); n > 0 && !s.down {
+		if last := c.tries[n-1]; last.server != s && last.server.heardAt <= last.sent {
+			return true
+		}
+	}
+	z := &c.zone.again
+	z.grow(now, MaxZoneRetransmits, zoneBurst)
+	r.again.grow(now, MaxRetransmits, retransmitBurst)
+	// Half of what was saved up is for those that are sent the second time: most packets that are lost are lost once.
+	keep := 0.0
+	if c.retransmits > 1 {
+		keep = 0.5
+	}
+	if z.tokens < 1+keep*zoneBurst || r.again.tokens < 1+keep*retransmitBurst {
+		return false
+	}
+	z.tokens--
+	r.again.tokens--
+	return true
+}
+
+// resume has some of the questions sent again that were put off, for their zone answers. So they go on, faster and faster, after an outage, and never more than
+// answers come, times zoneResumes.
+func (r *Resolver) resume(z *zone, now int64) {
+	for range zoneResumes {
+		n := z.off.first
+		if n == nil {
+			return
+		}
+		n.leave()
+		n.c.tryAt, n.c.turned = now, true
+		r.arm(n.c, now)
+	}
 }
 
 // postpone sets the time of the next probe.
@@ -435,7 +488,11 @@ func (r *Resolver) tcpLink(s *server, now int64) *link {
 
 // write sends a datagram. Runs on: the driver, without mu.
 func (l *link) write(r *Resolver, b []byte) {
-	l.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+	// Not before each write, for the same reason that the driver's timer is left alone.
+	if now := time.Now(); now.After(l.mayWrite) {
+		l.mayWrite = now.Add(writeTimeout)
+		l.conn.SetWriteDeadline(l.mayWrite.Add(writeTimeout))
+	}
 	_, err := l.conn.Write(b)
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		// It tells of an earlier datagram, and this one has not been sent.
@@ -487,18 +544,20 @@ func (r *Resolver) readUDP(l *link) {
 func (r *Resolver) unreachable(l *link) {
 	now := r.now()
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.leaveOut(l.server, now)
+	if !slices.ContainsFunc(r.servers, func(s *server) bool { return !s.down }) {
+		return
+	}
 	for _, t := range l.pending {
 		if c := t.c; c != nil {
 			t.lost = true
 			if s := r.pick(c, true); s != nil && c.waits(s) == 0 {
-				c.tryAt = now
-				r.arm(c)
+				c.tryAt, c.turned = now, true
+				r.arm(c, now)
 			}
 		}
 	}
-	r.mu.Unlock()
-	r.poke()
 }
 
 // broken hears that l is closed, by either side: what is pending on it is asked again.
@@ -535,9 +594,8 @@ func (r *Resolver) broken(l *link) {
 func (r *Resolver) next(c *call, now int64, fx *effects) {
 	switch s := r.pick(c, c.failed != 0); {
 	case s != nil && c.sent < MaxTries && c.waits(s) == 0:
-		c.tryAt = now
-		r.arm(c)
-		r.poke()
+		c.tryAt, c.turned = now, true
+		r.arm(c, now)
 	case slices.ContainsFunc(c.tries, func(t *try) bool { return !t.server.down }):
 		// A timed try is still to come too, if there is somebody to send it to.
 	default:
@@ -711,6 +769,7 @@ func (r *Resolver) take(t *try, rep reply, now int64, fx *effects) {
 		if !t.edns && c.plain {
 			t.server.plainUntil = now + int64(PlainFor)
 		}
+		r.resume(c.zone, now)
 		r.cache.keep(c.q, rep.answer, rep.ttl, now)
 		r.end(c, rep.answer, fx)
 		return
@@ -719,8 +778,7 @@ func (r *Resolver) take(t *try, rep reply, now int64, fx *effects) {
 		if !t.link.tcp {
 			if !c.byTCP { // else another try was truncated before
 				c.byTCP, c.prefer, c.tryAt = true, t.server, now
-				r.arm(c)
-				r.poke()
+				r.arm(c, now)
 			}
 			return
 		}
@@ -729,8 +787,7 @@ func (r *Resolver) take(t *try, rep reply, now int64, fx *effects) {
 			if !c.plain {
 				r.st.WithoutEDNS++
 				c.plain, c.prefer, c.tryAt = true, t.server, now
-				r.arm(c)
-				r.poke()
+				r.arm(c, now)
 			}
 			return
 		}

@@ -27,6 +27,7 @@ type Stats struct {
 	// Tries on the wire.
 	Sent         uint64 // all
 	Retransmits  uint64
+	Withheld     uint64 // retransmissions that were put off: MaxRetransmits or MaxZoneRetransmits
 	Hedges       uint64
 	Probes       uint64 // sent to a silent server along with another
 	ByTCP        uint64

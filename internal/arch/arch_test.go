@@ -79,6 +79,7 @@ var door = map[string][]string{
 	"golang.org/x/crypto":                     {"auth"},
 	"golang.org/x/term":                       {"cmd/fastedge"},
 	"golang.org/x/net/idna":                   {"spf"},
+	"golang.org/x/net/publicsuffix":           {"resolver"},
 	"github.com/pires/go-proxyproto":          {"internal/proxyhdr"},
 	"github.com/valyala/fasthttp":             {"httpedge"},
 	"github.com/klauspost/compress":           {"httpedge"},
