@@ -52,7 +52,7 @@ func (res *result) spfCells() [][][]string {
 	for _, w := range res.Rows {
 		m := w.Metrics
 		if n, ok := strings.CutPrefix(w.Server, silent+"waiting="); ok {
-			beside = append(beside, []string{strings.Replace(n, "-of-one", ", all of one domain", 1), m["p50-µs"].String(), m["p99-µs"].String(), m["B/waiting"].String()})
+			beside = append(beside, []string{strings.NewReplacer("-of-one", ", all of one domain", "-of-as-many", ", each of a domain of its own").Replace(n), m["p50-µs"].String(), m["p99-µs"].String(), m["B/waiting"].String()})
 		}
 		if n, ok := strings.CutPrefix(w.Server, clients+"waiting="); ok {
 			ended := ""
