@@ -23,17 +23,18 @@ type turnedAway struct {
 }
 
 var (
-	awayNobody      = turnedAway{reply: away(530, "Credentials needed"), reason: "auth", challenge: true}
-	awayUnknown     = turnedAway{reply: away(535, "Credentials not accepted"), reason: "auth_failed", challenge: true}
-	awayUnavailable = turnedAway{reply: away(454, "Credentials can't be checked now"), reason: "auth_unavailable"}
-	awayThrottled   = turnedAway{reply: away(454, "Too many failed logins, try again later"), reason: "auth_failures", wait: time.Minute}
-	awayNotAllowed  = turnedAway{reply: away(550, "Posting not allowed from here, see post_from"), reason: "forbidden"}
-	awayRate        = turnedAway{reply: away(450, "Too many messages with this key, try again later"), reason: "message_rate"}
-	awaySender      = turnedAway{reply: away(550, "This key may not send as this sender"), reason: "forbidden"}
+	awayNobody      = turnedAway{reply: refusal(530, 7, 0, "Credentials needed"), reason: "auth", challenge: true}
+	awayUnknown     = turnedAway{reply: refusal(535, 7, 8, "Credentials not accepted"), reason: "auth_failed", challenge: true}
+	awayUnavailable = turnedAway{reply: refusal(454, 7, 0, "Credentials can't be checked now"), reason: "auth_unavailable"}
+	awayThrottled   = turnedAway{reply: refusal(454, 7, 0, "Too many failed logins, try again later"), reason: "auth_failures", wait: time.Minute}
+	awayNotAllowed  = turnedAway{reply: refusal(550, 7, 0, "Posting not allowed from here, see post_from"), reason: "forbidden"}
+	awayRate        = turnedAway{reply: refusal(450, 7, 0, "Too many messages with this key, try again later"), reason: "message_rate"}
+	awaySender      = turnedAway{reply: refusal(550, 7, 0, "This key may not send as this sender"), reason: "forbidden"}
 )
 
-func away(code uint16, text string) smtpcodec.Reply {
-	return smtpcodec.Reply{Code: code, Enhanced: smtpcodec.EnhancedCode{Class: code / 100, Subject: 7, Detail: 0}, Text: text}
+// refusal makes a reply whose enhanced code has the class of the reply code.
+func refusal(code, subject, detail uint16, text string) smtpcodec.Reply {
+	return smtpcodec.Reply{Code: code, Enhanced: smtpcodec.EnhancedCode{Class: code / 100, Subject: subject, Detail: detail}, Text: text}
 }
 
 // passwordTimeout is how long a password may take to be checked.

@@ -170,8 +170,8 @@ func appendNotify(dst []byte, set envelope.Notify) []byte {
 const maxPathBytes = 1024
 
 var (
-	replyBadSender    = smtpcodec.Reply{Code: 501, Enhanced: smtpcodec.EnhancedCode{Class: 5, Subject: 1, Detail: 7}, Text: "Bad sender's mailbox address syntax"}
-	replyBadRecipient = smtpcodec.Reply{Code: 501, Enhanced: smtpcodec.EnhancedCode{Class: 5, Subject: 1, Detail: 3}, Text: "Bad recipient's mailbox address syntax"}
+	replyBadSender    = refusal(501, 1, 7, "Bad sender's mailbox address syntax")
+	replyBadRecipient = refusal(501, 1, 3, "Bad recipient's mailbox address syntax")
 )
 
 // mayBeSaid keeps out of a command what would end it, or end the path in it: whatever the session makes of the line, it is one line, and the path

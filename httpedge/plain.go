@@ -1,6 +1,7 @@
 package httpedge
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net"
@@ -52,11 +53,11 @@ func (s *Server) refusedAtOnce(ctx *fasthttp.RequestCtx, c *conn) bool {
 }
 
 var (
-	replyNoRecipients = smtpcodec.Reply{Code: 554, Enhanced: smtpcodec.EnhancedCode{Class: 5, Subject: 5, Detail: 1}, Text: "No valid recipients"}
-	replyBadHeader    = smtpcodec.Reply{Code: 501, Enhanced: smtpcodec.EnhancedCode{Class: 5, Subject: 5, Detail: 4}, Text: "Syntax error in parameters or arguments"}
-	replyTooBig       = smtpcodec.Reply{Code: 552, Enhanced: smtpcodec.EnhancedCode{Class: 5, Subject: 3, Detail: 4}, Text: "Message exceeded size limit"}
-	replyTooSlow      = smtpcodec.Reply{Code: 451, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 4, Detail: 2}, Text: "Message came too slowly"}
-	replyCutOff       = smtpcodec.Reply{Code: 451, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 4, Detail: 2}, Text: "Message is not complete"}
+	replyNoRecipients = refusal(554, 5, 1, "No valid recipients")
+	replyBadHeader    = refusal(501, 5, 4, "Syntax error in parameters or arguments")
+	replyTooBig       = refusal(552, 3, 4, "Message exceeded size limit")
+	replyTooSlow      = refusal(451, 4, 2, "Message came too slowly")
+	replyCutOff       = refusal(451, 4, 2, "Message is not complete")
 )
 
 // refusesPlain checks all of a request but the envelope and the message, in the order of the protocol: path, method, type, credentials, length.
@@ -103,7 +104,24 @@ func bodyLength(h *fasthttp.RequestHeader) (length int64, ok bool) {
 	if n > 0 || n == -1 {
 		return int64(n), true
 	}
-	return 0, len(h.Peek("Content-Length")) > 0
+	// Without either fasthttp puts a length of 0 in itself, so the bytes that came are looked at.
+	return 0, hasField(h.RawHeaders(), "content-length")
+}
+
+// hasField looks for a header field by its name, in lower case.
+func hasField(raw []byte, name string) bool {
+	for len(raw) > 0 {
+		line := raw
+		if end := bytes.IndexByte(raw, '\n'); end >= 0 {
+			line, raw = raw[:end], raw[end+1:]
+		} else {
+			raw = nil
+		}
+		if field, _, ok := bytes.Cut(line, []byte(":")); ok && equalFold(field, name) {
+			return true
+		}
+	}
+	return false
 }
 
 // bare answers with a status alone. The body is not read, so the connection ends.

@@ -1,6 +1,7 @@
 package httpedge
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -183,8 +184,8 @@ const inflateBytes = 256 << 20
 var (
 	noContext = context.Background()
 
-	replyDraining = smtpcodec.Reply{Code: 421, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 2}, Text: "Shutting down, try again later"}
-	replyMemory   = smtpcodec.Reply{Code: 452, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 3, Detail: 1}, Text: "Too much mail in progress, see limits.memory; try again later"}
+	replyDraining = refusal(421, 3, 2, "Shutting down, try again later")
+	replyMemory   = refusal(452, 3, 1, "Too much mail in progress, see limits.memory; try again later")
 )
 
 // maxLoggedArg bounds what of a hostile argument stands in a log line, in bytes.
@@ -226,8 +227,11 @@ func New(o Options) (*Server, error) {
 		}
 	}
 	s.http = fasthttp.Server{
-		Handler:       s.handle,
-		ErrorHandler:  s.broken,
+		Handler: s.handle,
+		ErrorHandler: func(ctx *fasthttp.RequestCtx, err error) {
+			s.broken(ctx, err)
+			s.meter.Request(ctx.Response.StatusCode())
+		},
 		ExpectHandler: s.expected,
 		HeaderReceived: func(*fasthttp.RequestHeader) fasthttp.RequestConfig {
 			return fasthttp.RequestConfig{ReadTimeout: s.bodyTimeout()}
@@ -418,14 +422,42 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		}
 		s.meter.Request(ctx.Response.StatusCode())
 	}()
-	c := ctx.Conn().(*conn)
-	s.route(ctx)(s, ctx, c)
+	if !wellFormed(&ctx.Request.Header) {
+		s.broken(ctx, errMalformed)
+		return
+	}
+	s.route(ctx)(s, ctx, ctx.Conn().(*conn))
+}
+
+var errMalformed = errors.New("httpedge: bare LF, obs-fold or two lengths in a header")
+
+// wellFormed says that header lines end with CRLF, all of them, that none goes on in the next, and that only one of them says how long the body is
+// (RFC 9112 §2.2, §5.2, §6.3). fasthttp takes all of that; whatever stands in front of us may have seen other fields, and another end of the body.
+func wellFormed(h *fasthttp.RequestHeader) bool {
+	raw := h.RawHeaders()
+	if h.ContentLength() == -1 && hasField(raw, "content-length") {
+		return false
+	}
+	for i := 0; i < len(raw); {
+		end := bytes.IndexByte(raw[i:], '\n')
+		if raw[i] == ' ' || raw[i] == '\t' || end == 0 || end > 0 && raw[i+end-1] != '\r' {
+			return false
+		}
+		if end < 0 {
+			break
+		}
+		i += end + 1
+	}
+	return true
 }
 
 // expected is asked before 100 Continue: whoever will be refused whatever the body is, is refused now. Anything but 100 is the answer.
 func (s *Server) expected(ctx *fasthttp.RequestCtx) int {
-	c := ctx.Conn().(*conn)
-	if s.refusedAtOnce(ctx, c) {
+	if !wellFormed(&ctx.Request.Header) {
+		s.broken(ctx, errMalformed)
+		return ctx.Response.StatusCode()
+	}
+	if s.refusedAtOnce(ctx, ctx.Conn().(*conn)) {
 		status := ctx.Response.StatusCode()
 		s.meter.Request(status)
 		return status
@@ -449,5 +481,4 @@ func (s *Server) broken(ctx *fasthttp.RequestCtx, err error) {
 	ctx.Response.Reset()
 	ctx.SetStatusCode(status)
 	ctx.SetConnectionClose()
-	s.meter.Request(status)
 }

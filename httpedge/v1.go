@@ -19,7 +19,6 @@ import (
 	"github.com/fastedge/fastedge/pool"
 	"github.com/fastedge/fastedge/queue"
 	"github.com/fastedge/fastedge/session"
-	"github.com/fastedge/fastedge/smtpcodec"
 )
 
 // The API below /v1: one message a request, problems (RFC 9457) for what is refused.
@@ -430,8 +429,8 @@ func b2i(b bool) byte {
 }
 
 var (
-	replyRecipientOk = smtpcodec.Reply{Code: 250, Enhanced: smtpcodec.EnhancedCode{Class: 2, Subject: 1, Detail: 5}, Text: "Ok"}
-	awaySpeaker      = turnedAway{reply: away(550, "Only who may send to any domain may name the client"), reason: "forbidden"}
+	replyRecipientOk = refusal(250, 1, 5, "Ok")
+	awaySpeaker      = turnedAway{reply: refusal(550, 7, 0, "Only who may send to any domain may name the client"), reason: "forbidden"}
 )
 
 // speak holds the dialogue, and hands the message over unless it is a dry run. nil: it waits for the commit. The key is free again after a problem.
