@@ -34,6 +34,8 @@ const (
 )
 
 const (
+	// KeyIDBytes is the length of Key.ID.
+	KeyIDBytes = idChars
 	// MaxKeysFileBytes is the largest keys file that is read; it has room for some 50,000 keys.
 	MaxKeysFileBytes = 16 << 20
 	// MaxKeyRate is the most messages an hour that a key can be bound to; a key without such a bound has none.
@@ -197,6 +199,9 @@ func PrepareDomain(s string) (string, error) {
 	}
 	return s, nil
 }
+
+// Expired says that the key is not good any more.
+func (k *Key) Expired(now time.Time) bool { return !k.Expires.IsZero() && !now.Before(k.Expires) }
 
 // AppendTo appends the key's line, without a line end.
 func (k *Key) AppendTo(dst []byte) []byte {
@@ -430,7 +435,7 @@ func (k *Keys) Check(token []byte, now time.Time) (*Key, error) {
 	switch {
 	case key == nil || subtle.ConstantTimeCompare(sum[:], key.hash[:]) != 1:
 		return nil, ErrUnknownKey
-	case !key.Expires.IsZero() && !now.Before(key.Expires):
+	case key.Expired(now):
 		return nil, ErrKeyExpired
 	}
 	return key, nil

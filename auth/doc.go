@@ -38,6 +38,20 @@
 // listener's mechanisms. cram-md5 are HMAC-MD5's two states, in base64 of big-endian words. A NAME alone may log in with a client
 // certificate of that name (EXTERNAL). A bad line makes the whole file bad: Load tells its number, and Users keeps what it had.
 //
+// # Keys file
+//
+// API keys are for programs that post over HTTP: Keys checks them, NewKey makes them. One key a line, written by "fastedge auth key add"; the file
+// never holds a key, only its SHA-256, and must have mode 0600 (0640 will do):
+//
+//	ID NAME sha256=HASH [created=TIME] [expires=TIME] [rate=MESSAGES] [senders=DOMAIN,DOMAIN...]
+//
+// ID is the part of the key that is shown in logs, 8 letters and digits; NAME as in the users file, but for several keys if need be; HASH is
+// base64; TIME is in UTC, like 2026-01-31T12:00:00Z; rate is for an hour; a DOMAIN may begin with "*." for its subdomains. A bad line makes
+// the whole file bad: the old keys stay in force.
+//
+// Passwords over HTTP come with every request, so Passwords remembers for a minute those that were right: a user who is removed from a store that
+// tells nobody about it, like Dovecot, is let in so much longer.
+//
 // # Ownership
 //
 // Step owns the response, the receiver of an Outcome its challenge. A Table does not change. Everything exported may be used from any goroutine.

@@ -22,6 +22,7 @@ type authCmd struct {
 	Add    authAddCmd    `cmd:"" help:"Add a user, or give one a new password. It is asked for, or read from the first line of stdin."`
 	Remove authRemoveCmd `cmd:"" help:"Remove users."`
 	List   authListCmd   `cmd:"" help:"List users and what they can log in with."`
+	Key    keyCmd        `cmd:"" help:"Make, revoke and list API keys for HTTP."`
 }
 
 type usersFile struct {
