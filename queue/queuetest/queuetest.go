@@ -175,6 +175,9 @@ func TestBackend(t *testing.T, open Open) {
 		{"a settled delivery can't be settled again", (*suite).settleTwice},
 		{"concurrent submitters are each told once and lose nothing", (*suite).concurrent},
 		{"stats count every state", (*suite).stats},
+		{"metadata and the demand for TLS stay with the message", (*suite).wishes},
+		{"an idempotency key is remembered with its message and beyond it", (*suite).remembers},
+		{"a refused message leaves no idempotency key", (*suite).remembersNoRefused},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			clock := NewClock()
@@ -721,4 +724,141 @@ func (s *suite) stats() {
 	if again := s.Stats(); again.Bytes != st.Bytes || again.Messages["ready"] != 2 || again.Messages["leased"] != 0 {
 		s.Errorf("after reopening: %+v", again)
 	}
+}
+
+func (s *suite) wishes() {
+	sub, m := s.maker.Submission(100, 2)
+	sub.Env.RequireTLS, sub.Env.Metadata = true, sub.Env.KeepString(`{"campaign":"a b","n":[1,2]}`)
+	m.Binary = sub.Env.AppendBinary(nil)
+	s.Commit([]*queue.Submission{sub})
+	if sub.Err != nil {
+		s.Fatal(sub.Err)
+	}
+	sub.Env.Release()
+	plain := s.commit(100, 1)
+	s.restart()
+	e := s.show(m)
+	var listed queue.Entry
+	s.List(func(e queue.Entry) bool { listed = e; return false })
+	for how, e := range map[string]queue.Entry{"shown": e, "listed": listed} {
+		if e.ID != m.ID || !e.RequireTLS || string(e.Metadata) != `{"campaign":"a b","n":[1,2]}` {
+			s.Errorf("%s as %+v", how, e)
+		}
+	}
+	if e := s.show(plain); e.RequireTLS || e.Metadata != nil {
+		s.Errorf("a message without is shown as %+v", e)
+	}
+	if d := s.leaseOf(m); !bytes.Equal(d.Env.AppendBinary(nil), m.Binary) || !d.Env.RequireTLS {
+		s.Error("the envelope has changed")
+	}
+}
+
+// rememberer skips the test of an engine that keeps no keys.
+func (s *suite) rememberer() queue.Rememberer {
+	s.Helper()
+	r, ok := s.Engine.(queue.Rememberer)
+	if !ok {
+		s.Skip("the engine is no queue.Rememberer")
+	}
+	return r
+}
+
+// keyed makes a message with a key, which follows from n.
+func (s *suite) keyed(size, n int) (*queue.Submission, queue.Remembered) {
+	sub, m := s.maker.Submission(size, 1)
+	k := envelope.Idempotency{Key: [32]byte{byte(n), 31: 1}, Payload: [32]byte{31: byte(n)}, Answer: bytes.Repeat([]byte{byte(n)}, n*n)}
+	sub.Env.Idempotency = k
+	sub.Env.Idempotency.Answer = sub.Env.Keep(k.Answer)
+	return sub, queue.Remembered{ID: m.ID, Idempotency: k}
+}
+
+// wantRemembered expects these keys and no others, in this order.
+func (s *suite) wantRemembered(since time.Time, want []queue.Remembered) {
+	s.Helper()
+	var got []queue.Remembered
+	if err := s.rememberer().Remembered(since, func(r queue.Remembered) bool { got = append(got, r); return true }); err != nil {
+		s.Fatal(err)
+	}
+	same := func(a, b queue.Remembered) bool {
+		return a.ID == b.ID && a.Key == b.Key && a.Payload == b.Payload && bytes.Equal(a.Answer, b.Answer)
+	}
+	if len(got) != len(want) {
+		s.Fatalf("%d keys are remembered, want %d", len(got), len(want))
+	}
+	for i := range got {
+		if !same(got[i], want[i]) {
+			s.Fatalf("key %d of %d is that of %s, or differs; want %s", i, len(got), got[i].ID, want[i].ID)
+		}
+	}
+}
+
+func (s *suite) remembers() {
+	s.rememberer()
+	s.wantRemembered(time.Time{}, nil)
+	var want []queue.Remembered
+	late := 0
+	var since time.Time
+	for i := range 30 {
+		if i == 20 {
+			s.clock.Add(time.Hour)
+			late, since = len(want), s.clock.Now()
+		}
+		sub, r := s.keyed(10*i*i, i+1)
+		want = append(want, r)
+		other, _ := s.maker.Submission(10, 1) // has none
+		s.Commit([]*queue.Submission{other, sub})
+		if other.Err != nil || sub.Err != nil {
+			s.Fatal(other.Err, sub.Err)
+		}
+		other.Env.Release()
+		sub.Env.Release()
+	}
+	s.restart()
+	s.wantRemembered(time.Time{}, want)
+	s.wantRemembered(since, want[late:])
+	s.wantRemembered(since.Add(time.Minute), nil)
+	n := 0
+	if err := s.rememberer().Remembered(time.Time{}, func(queue.Remembered) bool { n++; return n < 3 }); err != nil || n != 3 {
+		s.Errorf("yield was called %d times; it gave false the third time: %v", n, err)
+	}
+	// Two are dropped, two are held, the others are done.
+	for i := range 4 {
+		if i < 2 {
+			if err := s.Drop(want[i].ID); err != nil {
+				s.Fatal(err)
+			}
+		} else if err := s.Hold(want[i].ID, "stays"); err != nil {
+			s.Fatal(err)
+		}
+	}
+	for range 60 - 4 {
+		s.settle(s.lease(), time.Time{}, delivered)
+	}
+	s.noLease()
+	for i := range 3 {
+		s.restart()
+		s.wantRemembered(time.Time{}, want)
+		sub, r := s.keyed(10, 88+i)
+		s.Commit([]*queue.Submission{sub})
+		if sub.Err != nil {
+			s.Fatal(sub.Err)
+		}
+		sub.Env.Release()
+		want = append(want, r)
+		s.settle(s.lease(), time.Time{}, delivered)
+	}
+}
+
+func (s *suite) remembersNoRefused() {
+	s.rememberer()
+	sub, _ := s.keyed(10, 5)
+	if err := s.Engine.Close(); err != nil {
+		s.Fatal(err)
+	}
+	s.Commit([]*queue.Submission{sub})
+	if sub.Err == nil {
+		s.Fatal("a closed engine took a message")
+	}
+	s.Engine = s.open(s.T, s.dir, s.clock.Now)
+	s.wantRemembered(time.Time{}, nil)
 }

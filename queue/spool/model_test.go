@@ -31,6 +31,9 @@ type record struct {
 	must, may bool
 	done      bool // settled or dropped; may holds until that is durable
 	held      bool
+	// keyed: it has an idempotency key. key: which has to be remembered, also when the message is done, until it is too old. Of a message that
+	// was neither acknowledged nor found after a crash, none may be.
+	keyed, key bool
 }
 
 // model drives a spool at random and knows what must be in it.
@@ -49,7 +52,8 @@ type model struct {
 }
 
 // TestNothingAcknowledgedIsLost runs random histories of commits, leases, outcomes, failing disks, crashes and restarts against a model:
-// every acknowledged message is there until it is settled, and none is altered. A failure names the seed that repeats it.
+// every acknowledged message is there until it is settled, none is altered, and its idempotency key is remembered for its time and not without it.
+// A failure names the seed that repeats it.
 func TestNothingAcknowledgedIsLost(t *testing.T) {
 	for _, d := range []Durability{Fsync, OS} {
 		t.Run(d.String(), func(t *testing.T) {
@@ -75,7 +79,8 @@ func runModel(t *testing.T, seed uint64, d Durability) {
 	clock := queuetest.NewClock()
 	m := &model{
 		T: t, rng: rng, fs: newCrashFS(rng), clock: clock, maker: queuetest.NewMaker(clock), all: map[envelope.ID]*record{},
-		o: Options{Durability: d, SegmentSize: 32 << 10, MinFree: -1, Log: quiet, Now: clock.Now, manual: true, ackCompact: 8 << 10, ackReserve: 4 << 10, openFiles: 2},
+		o: Options{Durability: d, SegmentSize: 32 << 10, MinFree: -1, Log: quiet, Now: clock.Now, manual: true, ackCompact: 8 << 10, ackReserve: 4 << 10, openFiles: 2,
+			RememberFor: 2 * time.Minute},
 	}
 	m.open()
 	for range *modelSteps {
@@ -180,8 +185,13 @@ func (m *model) commit() {
 		}
 		rcpts := 1 + m.rng.IntN(3)
 		sub, msg := m.maker.Submission(size, rcpts)
+		keyed := m.rng.IntN(4) == 0
+		if keyed {
+			sub.Env.Idempotency = aKey(msg.ID, m.rng.IntN(200))
+			msg.Binary = sub.Env.AppendBinary(nil)
+		}
 		batch = append(batch, sub)
-		recs = append(recs, &record{Message: msg, rcpts: rcpts})
+		recs = append(recs, &record{Message: msg, rcpts: rcpts, keyed: keyed})
 	}
 	if m.rng.IntN(12) == 0 {
 		at := m.rng.IntN(2)
@@ -205,7 +215,7 @@ func (m *model) commit() {
 	m.fs.failSync, m.fs.failWrite, m.fs.space = nil, nil, -1
 	for i, sub := range batch {
 		r := recs[i]
-		r.must, r.may = sub.Err == nil, true
+		r.must, r.may, r.key = sub.Err == nil, true, sub.Err == nil && r.keyed
 		m.all[r.ID] = r
 		m.ids = append(m.ids, r.ID)
 		sub.Env.Release()
@@ -342,7 +352,7 @@ func (m *model) crash() {
 		case !there && r.must:
 			m.Errorf("message %s, acknowledged, is lost", id)
 		}
-		r.must, r.may = there, there
+		r.must, r.may, r.key = there, there, r.key || there && r.keyed
 		r.held = there && e.State == queue.Held
 		if !there {
 			r.done = true
@@ -374,8 +384,18 @@ func (m *model) check() {
 	if err != nil {
 		m.Error(err)
 	}
+	since := m.clock.Now().Add(-m.o.RememberFor)
+	keys := remembered(m, m.spool, since)
+	for id, k := range keys {
+		if r := m.all[id]; r == nil || !r.key || k.Key != aKey(id, 0).Key || k.Payload != aKey(id, 0).Payload {
+			m.Errorf("a key of %s is remembered and should not be", id)
+		}
+	}
 	want := 0
 	for id, r := range m.all {
+		if _, there := keys[id]; r.key && !there && !id.Time().Before(since) {
+			m.Errorf("the key of %s is lost; its message is done: %v", id, r.done)
+		}
 		if r.must {
 			want++
 			if _, err := m.spool.Show(id); err != nil {
