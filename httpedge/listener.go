@@ -135,6 +135,7 @@ type conn struct {
 	gated   bool // counted by the Gate
 	counted bool
 	closed  bool
+	lingers bool // the client may still be sending when we are done
 }
 
 var errTurnedAway = errors.New("httpedge: turned away")
@@ -153,6 +154,10 @@ func (c *conn) Read(p []byte) (int, error) {
 
 // Close is called once by fasthttp; the server's own Close closes raw.
 func (c *conn) Close() error {
+	if c.lingers {
+		c.lingers = false
+		c.linger()
+	}
 	c.srv.mu.Lock()
 	was := c.closed
 	c.closed = true
@@ -167,6 +172,28 @@ func (c *conn) Close() error {
 		}
 	}
 	return c.Conn.Close()
+}
+
+// lingerTime is how long a client that is still sending is listened to after its answer.
+const lingerTime = 2 * time.Second
+
+// linger reads on for a while: closing at once makes the kernel send a reset, which overtakes the answer.
+func (c *conn) linger() {
+	w, ok := c.Conn.(interface{ CloseWrite() error })
+	if !ok {
+		w, ok = c.raw.(interface{ CloseWrite() error })
+	}
+	if !ok || w.CloseWrite() != nil {
+		return
+	}
+	c.raw.SetReadDeadline(time.Now().Add(lingerTime))
+	b := c.srv.piece()
+	defer c.srv.pieces.Put(b)
+	for {
+		if _, err := c.raw.Read(b[:]); err != nil {
+			return
+		}
+	}
 }
 
 // arrive finds out whose connection it is, and whether it is wanted.

@@ -420,6 +420,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 			ctx.SetStatusCode(fasthttp.StatusInternalServerError)
 			ctx.SetConnectionClose()
 		}
+		ctx.Conn().(*conn).lingers = ctx.Response.ConnectionClose()
 		s.meter.Request(ctx.Response.StatusCode())
 	}()
 	if !wellFormed(&ctx.Request.Header) {
@@ -459,6 +460,7 @@ func (s *Server) expected(ctx *fasthttp.RequestCtx) int {
 	}
 	if s.refusedAtOnce(ctx, ctx.Conn().(*conn)) {
 		status := ctx.Response.StatusCode()
+		ctx.Conn().(*conn).lingers = true
 		s.meter.Request(status)
 		return status
 	}
@@ -481,4 +483,7 @@ func (s *Server) broken(ctx *fasthttp.RequestCtx, err error) {
 	ctx.Response.Reset()
 	ctx.SetStatusCode(status)
 	ctx.SetConnectionClose()
+	if c, ok := ctx.Conn().(*conn); ok {
+		c.lingers = true
+	}
 }
