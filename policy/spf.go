@@ -90,6 +90,10 @@ type compiledSPF struct {
 
 const reasonMark = "{reason}"
 
+// repeatTime is how long a result stands for the next message of the same session with the same sender and HELO name. It begins with a check that the
+// cache answered, which lives by whole seconds and keeps everything for longer than this, so the next check would hardly ever find anything else.
+const repeatTime = time.Second
+
 // rfc7372 are the replies for a rule that has only a code; RFC 7372 §3.2. The class is that of the code. The other results have no status code of
 // their own.
 var rfc7372 = map[spf.Code]string{
@@ -335,8 +339,9 @@ type spfRun struct {
 	hasHelo bool
 	hasMail bool
 	next    spf.Params
-	name    string // the last Params' Helo,
-	sender  string // and the last Sender that was not empty: a session's next message mostly has the same, and need not allocate them again
+	name    string    // the last Params' Helo,
+	sender  string    // and the last Sender that was not empty: a session's next message mostly has the same, and need not allocate them again
+	repeat  time.Time // until then mail is the result for them; zero: it is not
 	begun   time.Time
 	timer   *time.Timer // calls expire; kept for the next check
 	until   time.Time   // when the checks must be over; zero while nothing is waited for
@@ -364,7 +369,7 @@ func (r *spfRun) reset() {
 	defer r.mu.Unlock()
 	r.client, r.session, r.params, r.next, r.name, r.sender = netip.Addr{}, envelope.ID{}, spf.Params{}, spf.Params{}, "", ""
 	r.helo, r.mail, r.hasHelo, r.hasMail = spf.Result{}, spf.Result{}, false, false
-	r.waits, r.waiters, r.until = false, nil, time.Time{}
+	r.waits, r.waiters, r.until, r.repeat = false, nil, time.Time{}, time.Time{}
 }
 
 // idle says that no lookup is under way, so that the run may be used for something else.
@@ -392,11 +397,19 @@ func (r *spfRun) heloResult() (spf.Result, bool) {
 // begin starts a check, or puts it behind HELO's. The rest of p is filled in; helo and sender are borrowed.
 func (r *spfRun) begin(p spf.Params, helo, sender []byte) {
 	p.IP, p.Receiver, p.MaxVoid = r.client, r.s.o.Hostname, r.s.o.MaxVoid
-	if p.Now.IsZero() {
+	unknown := p.Now.IsZero()
+	if unknown {
 		p.Now = time.Now()
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if p.Identity == spf.MailFrom && p.Now.Before(r.repeat) && !p.Now.Before(r.begun) && string(sender) == r.sender && string(helo) == r.name {
+		r.told = false
+		r.tellChecked(&r.mail)
+		r.concluded()
+		return
+	}
+	r.repeat = time.Time{}
 	if r.name != string(helo) {
 		r.name = string(helo)
 	}
@@ -421,6 +434,9 @@ func (r *spfRun) begin(p spf.Params, helo, sender []byte) {
 	}
 	r.start(p)
 	r.drive(p.Now)
+	if r.hasMail && !unknown && len(sender) > 0 && r.mail.Code != spf.TempError && r.mail.Explanation == "" { // which may hold the time
+		r.repeat = p.Now.Add(repeatTime)
+	}
 }
 
 // limit sets the time at which everything is over: counted from MAIL, or from HELO until then. r.mu is held.
@@ -483,10 +499,7 @@ func (r *spfRun) lookup(now time.Time, q spf.Query) (spf.Answer, bool) {
 func (r *spfRun) over() {
 	result := r.check.Result()
 	r.running = false
-	if r.s.o.Checked != nil {
-		r.s.o.Checked(SPFChecked{Session: r.session, Client: r.client, Identity: r.params.Identity, Sender: r.params.Sender,
-			Result: result, Elapsed: r.elapsed()})
-	}
+	r.tellChecked(&result)
 	if r.params.Identity == spf.MailFrom {
 		r.mail, r.hasMail = result, true
 		r.concluded()
@@ -501,6 +514,13 @@ func (r *spfRun) over() {
 		r.concluded()
 	} else {
 		r.start(r.next)
+	}
+}
+
+func (r *spfRun) tellChecked(result *spf.Result) {
+	if r.s.o.Checked != nil {
+		r.s.o.Checked(SPFChecked{Session: r.session, Client: r.client, Identity: r.params.Identity, Sender: r.params.Sender, Result: *result,
+			Elapsed: r.elapsed()})
 	}
 }
 

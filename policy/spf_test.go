@@ -843,6 +843,65 @@ func TestLookupsThatPushOthersOut(t *testing.T) {
 	answering.Wait()
 }
 
+// What the cache has answered stands for the same sender's next message for a second, and for nobody else's.
+func TestARepeatedSenderIsNotLookedUpAgainForASecond(t *testing.T) {
+	d := newDNS(`TXT pass.example v=spf1 ip4:192.0.2.7 -all
+		TXT fail.example v=spf1 -all
+		TXT told.example v=spf1 -all exp=why.example
+		TXT why.example at %{t}
+		TXT broken.example !`)
+	begun := time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
+	for _, enforce := range []bool{true, false} {
+		for _, c := range []struct {
+			sender, helo string // before
+			next, name   string // and then
+			after        time.Duration
+			asks         bool
+		}{
+			{"a@pass.example", "h.example", "a@pass.example", "h.example", 0, false},
+			{"a@pass.example", "h.example", "a@pass.example", "h.example", repeatTime - 1, false},
+			{"a@pass.example", "h.example", "a@pass.example", "h.example", repeatTime, true},
+			{"a@pass.example", "h.example", "a@pass.example", "h.example", -1, true},
+			{"a@pass.example", "h.example", "b@pass.example", "h.example", 0, true},
+			{"a@pass.example", "h.example", "A@pass.example", "h.example", 0, true},
+			{"a@pass.example", "h.example", "a@pass.example", "i.example", 0, true},
+			{"a@fail.example", "h.example", "a@fail.example", "h.example", 0, false},
+			{"a@pass.example", "h.example", "a@fail.example", "h.example", 0, true},
+			{"a@none.example", "h.example", "a@none.example", "h.example", 0, false},
+			{"a@told.example", "h.example", "a@told.example", "h.example", 0, true},
+			{"a@broken.example", "h.example", "a@broken.example", "h.example", 0, true},
+			{"", "h.example", "", "h.example", 0, true},
+			{"a@pass.example", "h.example", "", "h.example", 0, true},
+		} {
+			var results []string
+			s := mustSPF(t, SPFOptions{Resolver: d, Enforce: enforce, Rules: map[spf.Code]SPFRule{spf.Fail: {Code: 550}},
+				Told:    func(result spf.Code, action string) { results = append(results, result.String()+" "+action) },
+				Checked: func(c SPFChecked) { results = append(results, c.Sender+" "+c.Result.Code.String()) }})
+			var slot any
+			mail := func(sender, helo string, at time.Time) (said []string, asked int) {
+				d.asked, results = nil, nil
+				e := &Event{Stage: AtMail, Now: at, Slot: &slot, Client: Client{Addr: netip.MustParseAddrPort("192.0.2.7:25000"), Helo: []byte(helo)},
+					Path: smtpcodec.Path{Mailbox: []byte(sender)}}
+				if err := s.Validate(e); err != nil || e.Pended() != nil {
+					t.Fatal(err, e.Pended())
+				}
+				return append(results, replyText(e.Reply)), len(d.asked)
+			}
+			first, asked := mail(c.sender, c.helo, begun)
+			if asked == 0 || len(first) != 3 {
+				t.Fatalf("%q: %q after %d lookups", c.sender, first, asked)
+			}
+			again, asked := mail(c.next, c.name, begun.Add(c.after))
+			if asked > 0 != c.asks || c.next == c.sender && c.after >= 0 && c.sender != "a@told.example" && !slices.Equal(again, first) {
+				t.Errorf("%+v: %q after %d lookups; before that %q", c, again, asked, first)
+			}
+			if third, asked := mail(c.next, c.name, begun.Add(c.after+repeatTime)); asked == 0 || !slices.Equal(third[:2], again[:2]) {
+				t.Errorf("%+v, a second later: %q after %d lookups", c, third, asked)
+			}
+		}
+	}
+}
+
 // warmSPF is a session whose sender's records are all cached: a provider's chain of three.
 func warmSPF(t testing.TB) (v Validator, message func()) {
 	d := newDNS(`TXT big.example v=spf1 include:_spf.provider.example ~all
