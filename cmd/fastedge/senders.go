@@ -177,7 +177,7 @@ func (p *parts) dnsStats() func() metrics.DNSStats {
 				"truncated": st.Truncated, "too_big": st.TooBig, "servfail": st.ServFail, "refused": st.Refused, "other_rcode": st.OtherRcodes,
 				"timeout": st.Timeouts,
 			},
-			Sent: st.Sent, Retransmits: st.Retransmits, Hedges: st.Hedges, ByTCP: st.ByTCP,
+			Sent: st.Sent, Retransmits: st.Retransmits, Hedges: st.Hedges, ByTCP: st.ByTCP, Withheld: st.Withheld, Authentic: st.Authentic,
 			Inflight: st.Inflight, Waiting: st.Waiting,
 			CacheBytes: st.Positive.Bytes + st.Negative.Bytes + st.Failure.Bytes,
 		}

@@ -199,7 +199,7 @@ var keys = map[string]rule{
 	"dns.timeout":        {min: 10 * ms, max: hour, doc: "For one query, all tries together."},
 	"dns.cache_bytes":    {min: 64 * kib, max: 64 * gib, doc: "Memory for answers."},
 	"dns.max_inflight":   {min: 1, max: 1_000_000, doc: "Queries that may wait for their answers at once; more fail."},
-	"dns.max_per_zone":   {min: 1, max: 1_000_000, doc: "The same for names with the same last two labels, whose servers may be silent."},
+	"dns.max_per_zone":   {min: 1, max: 1_000_000, doc: "The same for names of one domain, as registered (example.net, example.co.uk), whose servers may be silent."},
 	"dns.max_per_client": {min: 1, max: 1_000_000, doc: "The same for one client address, or one /64 in IPv6."},
 
 	"queue": {doc: "What takes responsibility for accepted mail."},

@@ -26,6 +26,7 @@ type collector struct {
 	memoryUsed, memoryBudget, logDropped, certificateExpiry     *prometheus.Desc
 	dnsLookups, dnsLimited, dnsAnswers, dnsSent, dnsRetries     *prometheus.Desc
 	dnsHedges, dnsTCP, dnsInflight, dnsWaiting, dnsCache        *prometheus.Desc
+	dnsWithheld, dnsAuthentic                                   *prometheus.Desc
 	validatorQuestions, validatorFailures, limitedPrefixes      *prometheus.Desc
 	relayAttempts, relayDead, relayRecipients                   *prometheus.Desc
 	relayConnects, relayInFlight, relayConnections, relayDown   *prometheus.Desc
@@ -75,6 +76,8 @@ func newCollector(r *Registry) *collector {
 	c.dnsAnswers = desc("dns_answers_total", "What came back from DNS servers.", "result")
 	c.dnsSent = desc("dns_queries_total", "DNS queries sent.")
 	c.dnsRetries = desc("dns_retransmits_total", "DNS queries sent again.")
+	c.dnsWithheld = desc("dns_withheld_total", "DNS queries not sent again yet because their domain, or all together, had too many without an answer.")
+	c.dnsAuthentic = desc("dns_authentic_total", "DNS answers that were taken and that the server says it has validated (AD).")
 	c.dnsHedges = desc("dns_hedges_total", "DNS queries sent to a second server because the first took long.")
 	c.dnsTCP = desc("dns_tcp_total", "DNS queries sent by TCP.")
 	c.dnsInflight = desc("dns_inflight", "DNS questions open now.")
@@ -238,6 +241,8 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		}
 		counter(c.dnsSent, st.Sent)
 		counter(c.dnsRetries, st.Retransmits)
+		counter(c.dnsWithheld, st.Withheld)
+		counter(c.dnsAuthentic, st.Authentic)
 		counter(c.dnsHedges, st.Hedges)
 		counter(c.dnsTCP, st.ByTCP)
 		gauge(c.dnsInflight, float64(st.Inflight))

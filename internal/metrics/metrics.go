@@ -81,6 +81,8 @@ type ValidatorStats struct {
 type DNSStats struct {
 	Lookups, Limited, Answers        map[string]uint64
 	Sent, Retransmits, Hedges, ByTCP uint64
+	Withheld                         uint64 // retransmissions that were put off
+	Authentic                        uint64 // of the answers that were taken, those with AD
 	Inflight, Waiting                int
 	CacheBytes                       int64
 }

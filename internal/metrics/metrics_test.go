@@ -37,9 +37,11 @@ func everySource() Sources {
 		},
 		LimitedPrefixes:   func() int { return 9 },
 		CertificateExpiry: func() time.Time { return time.Unix(1e9, 0) },
-		DNS:               func() DNSStats { return DNSStats{Lookups: map[string]uint64{"hit": 8}, Sent: 3, Inflight: 2} },
-		Relay:             func() RelayStats { return RelayStats{Attempts: 5, Deferred: 7, ConnectErrors: 1} },
-		Forward:           func() ForwardStats { return ForwardStats{Forwarded: 2, Failed: 8, Up: true} },
+		DNS: func() DNSStats {
+			return DNSStats{Lookups: map[string]uint64{"hit": 8}, Sent: 3, Withheld: 5, Authentic: 4, Inflight: 2}
+		},
+		Relay:   func() RelayStats { return RelayStats{Attempts: 5, Deferred: 7, ConnectErrors: 1} },
+		Forward: func() ForwardStats { return ForwardStats{Forwarded: 2, Failed: 8, Up: true} },
 	}
 }
 
