@@ -7,7 +7,7 @@
 //	a, now := r.Lookup(q, client, func(a spf.Answer) { ... })
 //
 // Lookup answers at once from the cache, without allocating, or calls back once. Answers are decoded, immutable and shared: a TXT
-// answer carries the SPF record in it, parsed once. Blocklists and forward-confirmed PTR go the same way; see DNSBLName and PTRName.
+// answer carries the SPF record in it, parsed once. Blocklists and forward-confirmed PTR go the same way.
 //
 // # Questions on the wire
 //

@@ -44,7 +44,7 @@ func TestAnswersOfEachType(t *testing.T) {
 		{a("example.net"), "[192.0.2.1 192.0.2.2]"},
 		{spf.Query{Name: "example.net", Type: spf.TypeAAAA}, "[2001:db8::1]"},
 		{spf.Query{Name: "example.net", Type: spf.TypeMX}, "[a.example.net c.example.net b.example.net]"},
-		{spf.Query{Name: PTRName(netip.MustParseAddr("192.0.2.1")), Type: spf.TypePTR}, "[mail.example.net]"},
+		{spf.Query{Name: "1.2.0.192.in-addr.arpa", Type: spf.TypePTR}, "[mail.example.net]"},
 	} {
 		want(t, ask(t, r, c.q), c.want)
 		want(t, cached(t, r, c.q), c.want)
@@ -890,15 +890,16 @@ func TestOneDomainLeavesOthersRoom(t *testing.T) {
 	}{
 		{"a.example.net", false}, {"b.c.example.net", false}, {"example.net", true}, {"d.example.net", true}, {"d.example.org", false},
 		{"1.0.2.192.in-addr.arpa", false}, {"2.1.2.192.in-addr.arpa", false}, {"3.2.2.192.in-addr.arpa", true}, {"3.2.3.192.in-addr.arpa", false},
-		{PTRName(netip.MustParseAddr("2001:db8::1")), false}, {PTRName(netip.MustParseAddr("2001:db8:1::1")), false},
-		{PTRName(netip.MustParseAddr("2001:db8:2::1")), true}, {PTRName(netip.MustParseAddr("2001:db9::1")), false},
+		{"1.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa", false}, {"1.1.0.0.8.b.d.0.1.0.0.2.ip6.arpa", false},
+		{"1.2.0.0.8.b.d.0.1.0.0.2.ip6.arpa", true}, {"1.0.0.0.9.b.d.0.1.0.0.2.ip6.arpa", false},
+		{"a.example.co.uk", false}, {"b.example.co.uk", false}, {"c.example.co.uk", true}, {"d.other.co.uk", false},
 		{"net", false},
 	} {
 		if _, now := r.Lookup(a(c.name), nobody, func(spf.Answer) {}); now != c.now {
 			t.Errorf("%s: %v", c.name, now)
 		}
 	}
-	if st := r.Stats(); st.OverZone != 4 {
+	if st := r.Stats(); st.OverZone != 5 {
 		t.Errorf("%+v", st)
 	}
 	r.Close()
@@ -1217,28 +1218,6 @@ func TestOptions(t *testing.T) {
 		t.Error(got)
 	}
 	if got := systemServers("testdata/none"); fmt.Sprint(got) != "[127.0.0.1:53]" {
-		t.Error(got)
-	}
-}
-
-func TestReverseNames(t *testing.T) {
-	for in, want := range map[string]string{
-		"192.0.2.10":        "10.2.0.192.in-addr.arpa",
-		"::ffff:192.0.2.10": "10.2.0.192.in-addr.arpa",
-		"255.100.99.0":      "0.99.100.255.in-addr.arpa",
-		"2001:db8::1f":      "f.1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa",
-	} {
-		if got := PTRName(netip.MustParseAddr(in)); got != want {
-			t.Errorf("%s: %s", in, got)
-		}
-		if rev, err := dns.ReverseAddr(netip.MustParseAddr(in).Unmap().String()); err != nil || rev != want+"." {
-			t.Errorf("%s: %s by the library", in, rev)
-		}
-	}
-	if got := DNSBLName(netip.MustParseAddr("192.0.2.10"), "bl.example.org"); got != "10.2.0.192.bl.example.org" {
-		t.Error(got)
-	}
-	if got := DNSBLName(netip.MustParseAddr("2001:db8::1"), "bl.example.org"); !strings.HasPrefix(got, "1.0.0.") || !strings.HasSuffix(got, ".8.b.d.0.1.0.0.2.bl.example.org") {
 		t.Error(got)
 	}
 }
