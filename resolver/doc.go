@@ -36,15 +36,16 @@
 //
 // # Limits
 //
-// Questions in flight are bounded in all (MaxInflight: the oldest makes room for a new one), by domain (MaxPerZone, by the Public Suffix List) and so are the lookups that
-// wait, by client (MaxPerClient) and in all. What is above them is Failed at once, or served stale, and counted. The caches are bounded in bytes,
-// an answer by MaxAnswerRRs, MaxTXTBytes and MaxChain, a question by Timeout and MaxTries.
+// Questions in flight are bounded in all (MaxInflight: the oldest makes room for a new one), by domain (MaxPerZone, by the Public Suffix List) and
+// so are the lookups that wait, by client (MaxPerClient) and in all. What is above them is Failed at once, or served stale, and counted. The caches
+// are bounded in bytes, an answer by MaxAnswerRRs, MaxTXTBytes and MaxChain, a question by Timeout and MaxTries.
 //
 // # Goroutines and locks
 //
 // One goroutine, the driver, sends and keeps the time; one reads from each UDP socket; two belong to each TCP connection. Everything that waits
-// is under one mutex, held for microseconds, however much waits (the times are in a wheel), and never over a read or a write. Callbacks run without it, on the goroutine that brought the
-// answer, the driver, or a caller of Lookup or Close. They may call Lookup; they must not block: an event loop's posts to its mailbox.
+// is under one mutex, held for microseconds, however much waits (the times are in a wheel), and never over a read or a write. Callbacks run
+// without it, on the goroutine that brought the answer, the driver, or a caller of Lookup or Close. They may call Lookup; they must not block: an
+// event loop's posts to its mailbox.
 //
 // RFCs: 1035, 2181 §8 (TTLs), 2308, 3596, 5452, 6891, 7766, 8767, 9520.
 package resolver
