@@ -468,9 +468,16 @@ func TestTooManyNameServers(t *testing.T) {
 
 func TestWarnings(t *testing.T) {
 	for text, want := range map[string]string{
-		"":                            "",
-		"queue.durability = \"os\"":   "queue.durability",
-		"queue.engine = \"discard\"":  "queue.engine",
+		"":                             "",
+		"queue.durability = \"os\"":    "queue.durability",
+		"queue.engine = \"discard\"":   "queue.engine",
+		"queue.engine = \"jetstream\"": "queue.jetstream.replicas",
+		"queue = { engine = \"jetstream\", jetstream.replicas = 3, durability = \"os\", min_free = \"1B\" }":                                                                                                                                         "",
+		"queue = { engine = \"spool+jetstream\", jetstream.replicas = 3, durability = \"os\" }":                                                                                                                                                      "queue.durability",
+		"queue = { engine = \"jetstream\", jetstream = { replicas = 3, user = \"a\", password = \"b\" } }":                                                                                                                                           "",
+		"queue = { engine = \"jetstream\", jetstream = { replicas = 3, user = \"a\", password = \"b\", url = \"tls://a\" } }":                                                                                                                        "",
+		"queue = { engine = \"jetstream\", jetstream = { replicas = 3, user = \"a\", password = \"b\", url = \"nats://[::1],nats://a\" } }":                                                                                                          "queue.jetstream.url",
+		"smtp.hide = [\"starttls\", \"auth\"]\ntls.certificates = [{ cert = \"/c\", key = \"/k\" }]\nauth.keys = \"/k\"\n[[listen]]\nprotocol = \"http\"\naddress = \"127.0.0.1:25\"\ntls = \"required\"\nauth = [\"BEARER\"]\nauth_required = true": "",
 		"queue.min_free = \"511MiB\"": "queue.min_free",
 		"queue.min_free = \"512MiB\"": "",
 		"hostname = \"mx\"\ndomains.accept = [\"a.b\"]\n[[listen]]\naddress = \":25\"": "hostname",

@@ -2,8 +2,11 @@ package config
 
 import (
 	"errors"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/pelletier/go-toml/v2"
@@ -61,9 +64,39 @@ func (d *document) problemAt(offset, length int) Problem {
 		File:   d.file,
 		Line:   1 + strings.Count(string(d.data[:start]), "\n"),
 		Column: 1 + utf8.RuneCount(d.data[start:offset]),
-		Source: strings.TrimRight(string(d.data[start:end]), " \t\r"),
+		Source: veil(strings.TrimRight(string(d.data[start:end]), " \t\r")),
 		width:  utf8.RuneCount(d.data[offset:min(offset+length, max(end, offset))]),
 	}
+}
+
+// secrets are values of secret keys, as far as they are on the line, and what stands before @ in URLs. A line with a mistake of syntax has them too.
+var secrets = sync.OnceValue(func() *regexp.Regexp {
+	var names []string
+	for key, r := range keys {
+		if r.secret {
+			names = append(names, regexp.QuoteMeta(key[strings.LastIndexByte(key, '.')+1:]))
+		}
+	}
+	slices.Sort(names)
+	return regexp.MustCompile(`\b(?:` + strings.Join(names, "|") + `)["']?\s*=\s*(?:"+((?:[^"\\]|\\.)*)|'+([^']*)|([^\s,}]+))|//([^/\s"']*)@`)
+})
+
+// veil puts an asterisk in place of each character of a secret, for lines are shown to people and end in logs.
+func veil(line string) string {
+	var b strings.Builder
+	last := 0
+	for _, m := range secrets().FindAllStringSubmatchIndex(line, -1) {
+		start, end := slices.Max(m[2:]), slices.Max(m[2:]) // of the one group that matched
+		for i := 2; i < len(m); i += 2 {
+			if m[i] >= 0 {
+				start = m[i]
+			}
+		}
+		b.WriteString(line[last:start])
+		b.WriteString(strings.Repeat("*", utf8.RuneCountInString(line[start:end])))
+		last = end
+	}
+	return b.String() + line[last:]
 }
 
 // index notes the positions of all keys and values.
