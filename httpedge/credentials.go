@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -49,11 +50,8 @@ func (s *Server) identify(ctx *fasthttp.RequestCtx, c *conn, p *poster) *turnedA
 	if header := ctx.Request.Header.Peek("Authorization"); len(header) > 0 {
 		return s.credentials(header, c, p)
 	}
-	if at.External && c.tls != nil && c.tls.Certificate != nil && c.tls.Certificate.Verified {
-		if p.user = identityOf(c.tls.Certificate.Names, c.tls.Certificate.CommonName); p.user != "" {
-			p.mechanism = "EXTERNAL"
-			return nil
-		}
+	if name := certificateName(c); at.External && name != "" {
+		return s.certificate(name, c, p)
 	}
 	switch {
 	case at.AuthRequired:
@@ -66,14 +64,39 @@ func (s *Server) identify(ctx *fasthttp.RequestCtx, c *conn, p *poster) *turnedA
 	return &awayNotAllowed
 }
 
-// identityOf is who a client certificate is for: its first mail address, otherwise its common name.
-func identityOf(names []string, commonName string) string {
-	for _, n := range names {
-		if bytes.IndexByte([]byte(n), '@') >= 0 {
+// certificateName is who a verified client certificate is for: its first mail address, otherwise its common name.
+func certificateName(c *conn) string {
+	if c.tls == nil || c.tls.Certificate == nil || !c.tls.Certificate.Verified {
+		return ""
+	}
+	for _, n := range c.tls.Certificate.Names {
+		if strings.Contains(n, "@") {
 			return n
 		}
 	}
-	return commonName
+	return c.tls.Certificate.CommonName
+}
+
+// certificate logs the owner of a certificate in, who must be a user.
+func (s *Server) certificate(name string, c *conn, p *poster) *turnedAway {
+	ctx, cancel := context.WithTimeout(context.Background(), passwordTimeout)
+	defer cancel()
+	identity, err := s.o.Passwords.CheckCertificate(ctx, name, c.client.Addr())
+	return p.loggedIn(identity, auth.EXTERNAL, err)
+}
+
+// loggedIn takes what a store has said.
+func (p *poster) loggedIn(identity, mechanism string, err error) *turnedAway {
+	switch {
+	case err == nil:
+		p.user, p.mechanism = identity, mechanism
+		return nil
+	case errors.Is(err, auth.ErrAuthThrottled):
+		return &awayThrottled
+	case errors.Is(err, auth.ErrAuthUnavailable):
+		return &awayUnavailable
+	}
+	return &awayUnknown
 }
 
 // credentials checks an Authorization header (RFC 9110 §11.6.2). Wrong ones are refused, also from those who would not need any.
@@ -109,16 +132,7 @@ func (s *Server) password(encoded []byte, c *conn, p *poster) *turnedAway {
 	ctx, cancel := context.WithTimeout(context.Background(), passwordTimeout)
 	defer cancel()
 	identity, err := s.o.Passwords.Check(ctx, string(user), string(password), c.client.Addr())
-	switch {
-	case err == nil:
-		p.user, p.mechanism = identity, "PLAIN"
-		return nil
-	case errors.Is(err, auth.ErrAuthThrottled):
-		return &awayThrottled
-	case errors.Is(err, auth.ErrAuthUnavailable):
-		return &awayUnavailable
-	}
-	return &awayUnknown
+	return p.loggedIn(identity, auth.PLAIN, err)
 }
 
 func equalFold(p []byte, lower string) bool { return isMediaType(p, lower) }

@@ -56,7 +56,7 @@ type Options struct {
 	Writer    *queue.Writer
 	// Budget bounds the bytes of message data, together with the other edges: limits.memory.
 	Budget *pool.Budget
-	// Keys are the API keys that Bearer needs, Passwords what Basic needs.
+	// Keys are the API keys that Bearer needs, Passwords what Basic and External need.
 	Keys      *auth.Keys
 	Passwords *auth.Passwords
 	// Inspector shows messages that are in the queue; nil: none can be shown.
