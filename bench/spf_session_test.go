@@ -58,7 +58,7 @@ func benchSessionWithSPF(b *testing.B) {
 					one.Pending().Arm(func(*policy.Pending) { close(woken) })
 					<-woken
 					if out, step = one.Decided(now, out[:0]); step == session.NeedInput {
-						_, out, step = one.Feed(group[bytes.Index(group, []byte("RCPT")):], now, out)
+						_, out, _ = one.Feed(group[bytes.Index(group, []byte("RCPT")):], now, out)
 					}
 				}
 				if _, out, step = one.Feed(data, now, out[:0]); step != session.AwaitCommit {

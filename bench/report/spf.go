@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -19,7 +20,7 @@ func (res *result) addGo(path string) error {
 	return nil
 }
 
-// spfCells are the tables of bench/spf: the evaluator alone, a server without and with SPF, and what others notice of checks that wait.
+// spfCells are the tables of bench/spf: the evaluator alone, a session and a server without and with SPF, and what others notice of checks that wait.
 func (res *result) spfCells() [][][]string {
 	const chain, silent, clients = "ProviderChain/", "ChecksBesideASilentDomain/", "ClientsBesideASilentDomain/"
 	checks := [][]string{{"five records", "a check", "checks a second", "allocations", "× blitiri.com.ar/go/spf"}}
@@ -47,6 +48,20 @@ func (res *result) spfCells() [][][]string {
 		}
 	}
 
+	session := [][]string{{"a message of 4 KiB in a session", "µs", "growth in a round, µs", "allocations"}}
+	off := res.row("bench", "SessionWithSPF/off")
+	for _, line := range []struct{ name, as string }{{"off", "spf.mode off"}, {"enforce-no-fields", "enforce, no header fields"}, {"enforce", "enforce"},
+		{"enforce-repeated", "enforce, the same sender again"}} {
+		if w := res.row("bench", "SessionWithSPF/"+line.name); w != nil && off != nil {
+			micros := func(ns, _ float64) float64 { return ns / 1000 }
+			growth := pair(w.Metrics["ns/op"], off.Metrics["ns/op"], func(a, b float64) float64 { return (a - b) / 1000 }).String()
+			if w == off {
+				growth = ""
+			}
+			session = append(session, []string{line.as, pair(w.Metrics["ns/op"], w.Metrics["ns/op"], micros).String(), growth, median(w.Metrics["allocs/op"])})
+		}
+	}
+
 	beside := [][]string{{"beside checks that wait", "new sender: p50, µs", "p99, µs", "bytes for each that waits"}}
 	through := [][]string{{"beside clients that wait", "ack p50, ms", "ack p99, ms", "MAIL by a new sender: p50, ms", "p99, ms", "RSS, bytes for each that waits", "they were deferred after, s"}}
 	for _, w := range res.Rows {
@@ -63,5 +78,9 @@ func (res *result) spfCells() [][][]string {
 				m["B/waiting"].String(), ended})
 		}
 	}
-	return [][][]string{checks, cpu, beside, through}
+	tables := [][][]string{checks, cpu, beside, through}
+	if len(session) > 1 {
+		tables = slices.Insert(tables, 1, session)
+	}
+	return tables
 }

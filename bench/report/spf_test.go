@@ -15,6 +15,8 @@ BenchmarkProviderChain/parsing-2   1000  4000 ns/op  9 B/op  10 allocs/op
 BenchmarkProviderChain/blitiri-2   1000  20000 ns/op  99 B/op  126 allocs/op
 pkg: github.com/fastedge/fastedge/bench
 BenchmarkCachedSender/mail-2   1000  1600 ns/op  48 B/op  2 allocs/op
+BenchmarkSessionWithSPF/off-2   1000  2300 ns/op  0 B/op  0 allocs/op
+BenchmarkSessionWithSPF/enforce-2   1000  3650 ns/op  32 B/op  1 allocs/op
 BenchmarkChecksBesideASilentDomain/waiting=0-2   1000  500 ns/op 20.0 p50-µs 100 p99-µs
 BenchmarkChecksBesideASilentDomain/waiting=50000-2   1000  500 ns/op 21.0 p50-µs 200 p99-µs 2800 B/waiting
 pkg: github.com/fastedge/fastedge/bench/spf
@@ -37,5 +39,5 @@ BenchmarkClientsBesideASilentDomain/waiting=15000 1 1.5 ack-p50-ms 4 ack-p99-ms 
 		t.Fatal(err)
 	}
 	has(t, text, "| cached, parsed before ", "| 1.60 µs ", "| 500 ns ", "| 2,000,000 ", "| 40.0 ", "| blitiri.com.ar/go/spf ", "| 50.0 (40.0–60.0) ", "| 100 ", "| 50000 ", "| 2,800 ", "| 15000 ",
-		"| 25.0–25.2 ")
+		"| 25.0–25.2 ", "| spf.mode off ", "| 3.65 ", "| 1.35 ")
 }
