@@ -347,9 +347,16 @@ func (q *Queue) Close() error {
 	case <-timer.C:
 	}
 	if q.nc.IsConnected() {
-		// First nobody asks for messages any more: what is given back must not come here again.
-		q.pulled.Unsubscribe()
-		q.nc.FlushTimeout(q.o.Timeout)
+		// First nobody asks for messages any more, and what is on its way here comes in: else it would come back here, or get lost for AckWait.
+		drained := make(chan struct{})
+		q.pulled.SetClosedHandler(func(string) { close(drained) })
+		if q.pulled.Drain() == nil {
+			timer.Reset(q.o.Timeout)
+			select {
+			case <-drained:
+			case <-timer.C:
+			}
+		}
 		q.giveBack()
 		q.nc.FlushTimeout(q.o.Timeout)
 	}

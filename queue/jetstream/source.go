@@ -289,9 +289,6 @@ func (q *Queue) arrive(raw *stored, ack string, deliveries uint64) {
 	id, ours := raw.id()
 	e := q.byID[id]
 	switch {
-	case q.closed:
-		q.nc.Publish(ack, []byte("-NAK"))
-		return
 	case e != nil && e.seq == raw.seq:
 		// Our acknowledgement, or a sign of life, came too late. It is still ours; the new address is as good as the old one.
 		e.ack = ack
