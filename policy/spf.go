@@ -329,25 +329,27 @@ type spfRun struct {
 	session envelope.ID
 	answer  func(spf.Answer) // answered, made once
 
-	mu      sync.Mutex
-	check   spf.Check
-	params  spf.Params // of check
-	asking  bool       // a lookup is under way
-	running bool       // check has no result yet
-	waits   bool       // next is to be checked after HELO
-	told    bool       // SPFOptions.Told knows
-	hasHelo bool
-	hasMail bool
-	next    spf.Params
-	name    string    // the last Params' Helo,
-	sender  string    // and the last Sender that was not empty: a session's next message mostly has the same, and need not allocate them again
-	repeat  time.Time // until then mail is the result for them; zero: it is not
-	begun   time.Time
-	timer   *time.Timer // calls expire; kept for the next check
-	until   time.Time   // when the checks must be over; zero while nothing is waited for
-	helo    spf.Result
-	mail    spf.Result
-	waiters []func(spfOutcome) // of the present transaction
+	// What a message needs in any case comes first, in as few cache lines as may be: between two messages of a session others have had the cache.
+	mu       sync.Mutex
+	asking   bool // a lookup is under way
+	running  bool // check has no result yet
+	waits    bool // next is to be checked after HELO
+	told     bool // SPFOptions.Told knows
+	hasHelo  bool
+	hasMail  bool
+	identity spf.Identity // of check
+	from     string       // Sender of check
+	name     string       // the last Params' Helo,
+	sender   string       // and the last Sender that was not empty: a session's next message mostly has the same, and need not allocate them again
+	repeat   time.Time    // until then mail is the result for them; zero: it is not
+	begun    time.Time
+	until    time.Time          // when the checks must be over; zero while nothing is waited for
+	waiters  []func(spfOutcome) // of the present transaction
+	mail     spf.Result
+	check    spf.Check
+	timer    *time.Timer // calls expire; kept for the next check
+	helo     spf.Result
+	next     spf.Params
 }
 
 // spfOutcome is what a transaction's checks have come to.
@@ -367,7 +369,7 @@ func newSPFRun(s *SPF) *spfRun {
 func (r *spfRun) reset() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.client, r.session, r.params, r.next, r.name, r.sender = netip.Addr{}, envelope.ID{}, spf.Params{}, spf.Params{}, "", ""
+	r.client, r.session, r.identity, r.from, r.next, r.name, r.sender = netip.Addr{}, envelope.ID{}, 0, "", spf.Params{}, "", ""
 	r.helo, r.mail, r.hasHelo, r.hasMail = spf.Result{}, spf.Result{}, false, false
 	r.waits, r.waiters, r.until, r.repeat = false, nil, time.Time{}, time.Time{}
 }
@@ -384,7 +386,7 @@ func (r *spfRun) idle() bool {
 func (r *spfRun) free() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return !r.running && !r.asking || r.running && r.params.Identity == spf.Helo
+	return !r.running && !r.asking || r.running && r.identity == spf.Helo
 }
 
 // heloResult is for the run of a later transaction.
@@ -450,7 +452,7 @@ func (r *spfRun) limit(from time.Time) {
 }
 
 func (r *spfRun) start(p spf.Params) {
-	r.params, r.running, r.begun = p, true, p.Now
+	r.identity, r.from, r.running, r.begun = p.Identity, p.Sender, true, p.Now
 	r.check.Reset(p)
 }
 
@@ -500,7 +502,7 @@ func (r *spfRun) over() {
 	result := r.check.Result()
 	r.running = false
 	r.tellChecked(&result)
-	if r.params.Identity == spf.MailFrom {
+	if r.identity == spf.MailFrom {
 		r.mail, r.hasMail = result, true
 		r.concluded()
 		return
@@ -519,7 +521,7 @@ func (r *spfRun) over() {
 
 func (r *spfRun) tellChecked(result *spf.Result) {
 	if r.s.o.Checked != nil {
-		r.s.o.Checked(SPFChecked{Session: r.session, Client: r.client, Identity: r.params.Identity, Sender: r.params.Sender, Result: *result,
+		r.s.o.Checked(SPFChecked{Session: r.session, Client: r.client, Identity: r.identity, Sender: r.from, Result: *result,
 			Elapsed: r.elapsed()})
 	}
 }
