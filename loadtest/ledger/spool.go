@@ -15,7 +15,7 @@ import (
 	"strings"
 )
 
-// The spool of fastedge as its documentation draws it (package queue/spool, format 1; package envelope, codec version 1). Nothing of theirs is
+// The spool of fastedge as its documentation draws it (package queue/spool, format 1; package envelope, codec versions 1 to 3). Nothing of theirs is
 // used here: what they misread must not be misread here in the same way. Integers are little-endian, checksums are CRC32C.
 const (
 	spoolMagic   = "fedgspol"
@@ -38,8 +38,12 @@ const (
 	markCut  = 2
 	markGone = 3
 
-	envelopeVersion = 1
+	envelopeVersion = 1 // 2 has two more fields of variable length, 3 has three and perhaps an idempotency key
+	envelopeNewest  = 3
 	envelopeFixed   = 46 // octets before the first field of variable length
+	envelopeFlags   = 17
+	envelopeKeyed   = 1 << 6 // in the flags: key and payload are there, and an answer behind them
+	envelopeKey     = 64     // octets of key and payload
 )
 
 // Bounds on what a spool's files can make the reader do.
@@ -380,7 +384,7 @@ func (r *segmentReader) at(off int64, n int) ([]byte, error) {
 
 // envelopeRecipients appends the forward-paths of an envelope's binary form to dst; they point into b. ok is false when it is malformed.
 func envelopeRecipients(dst [][]byte, b []byte) (paths [][]byte, ok bool) {
-	if len(b) < envelopeFixed || b[0] != envelopeVersion {
+	if len(b) < envelopeFixed || b[0] < envelopeVersion || b[0] > envelopeNewest {
 		return dst, false
 	}
 	rest, bad := b[envelopeFixed:], false
@@ -402,7 +406,22 @@ func envelopeRecipients(dst [][]byte, b []byte) (paths [][]byte, ok bool) {
 		p, rest = rest[:n], rest[n:]
 		return p
 	}
-	for range 6 { // address, HELO name, protocol, listener, reverse-path, ENVID
+	for range 4 { // address, HELO name, protocol, listener
+		field()
+	}
+	if b[0] > envelopeVersion {
+		for range b[0] { // user, results; in version 3 metadata: as many as the version's number
+			field()
+		}
+	}
+	if b[0] == envelopeNewest && b[envelopeFlags]&envelopeKeyed != 0 {
+		if len(rest) < envelopeKey {
+			return dst, false
+		}
+		rest = rest[envelopeKey:]
+		field() // answer
+	}
+	for range 2 { // reverse-path, ENVID
 		field()
 	}
 	for n := number(); n > 0 && !bad; n-- {

@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -344,6 +345,36 @@ func TestEnvelopeRecipientsRefusesWhatIsMalformed(t *testing.T) {
 	huge := append(spoolEnvelope()[:len(spoolEnvelope())-1], 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1)
 	if _, ok := envelopeRecipients(nil, huge); ok {
 		t.Error("2⁶⁴-1 recipients: taken")
+	}
+}
+
+// Later versions have fields between the listener and the reverse-path.
+func TestEnvelopeRecipientsOfLaterVersions(t *testing.T) {
+	v1 := spoolEnvelope("a@load.test", "b@load.test")
+	at := bytes.Index(v1, []byte("\x02mx")) + 3
+	with := func(version, flags byte, fields string) []byte {
+		b := slices.Concat(v1[:at], []byte(fields), v1[at:])
+		b[0], b[17] = version, flags
+		return b
+	}
+	key := strings.Repeat("k", 64)
+	for name, b := range map[string][]byte{
+		"2":            with(2, 0, "\x05alice\x00"),
+		"3":            with(3, 1<<5, "\x00\x08spf=none\x02{}"),
+		"3 with a key": with(3, 1<<5|1<<6, "\x00\x00\x00"+key+"\x03202"),
+	} {
+		paths, ok := envelopeRecipients(nil, b)
+		if !ok || len(paths) != 2 || string(paths[0]) != "a@load.test" || string(paths[1]) != "b@load.test" {
+			t.Errorf("version %s: %q, %v", name, paths, ok)
+		}
+		for n := range b {
+			if _, ok := envelopeRecipients(nil, b[:n]); ok {
+				t.Errorf("version %s, cut at %d: taken", name, n)
+			}
+		}
+	}
+	if _, ok := envelopeRecipients(nil, with(4, 0, "\x00\x00\x00")); ok {
+		t.Error("version 4: taken")
 	}
 }
 

@@ -9,26 +9,31 @@
 //
 // A message whose commit failed may be leased after a restart only when the disk that failed the commit also refused the note of it.
 //
+// An idempotency key is part of its message's record: it is remembered exactly when the message is taken. It stays so for Options.RememberFor
+// from the message's arrival, also when the message is done by then.
+//
 // # Files
 //
 //	lock          flock of the process that has the spool open; its number as text
 //	NNNNNNNN.seg  a segment: messages. The number grows and is never used again.
 //	NNNNNNNN.idx  where the records of that segment are: a hint that spares reading the segment at the next start
+//	NNNNNNNN.keys the idempotency keys in that segment, only when it has any: a hint while the segment is there; afterwards all there is of them
+//	*.keys.tmp    a complete key file being written
 //	NNNNNNNN.ack  the ack log: what has become of the messages. There is one, or two for a moment; the higher number counts.
 //	*.ack.tmp     an ack log being written; removed by Open
 //	*.damaged     a file that could not be read, set aside for the operator; never touched again
 //
-// Integers are little-endian. Checksums are CRC32C. Segments and ack logs begin with 4096 bytes that hold the file header twice, at 0 and
+// Integers are little-endian. Checksums are CRC32C. Segments, ack logs and key files begin with 4096 bytes that hold the file header twice, at 0 and
 // at 512, so that one bad sector leaves one:
 //
 //	offset  width
 //	0       8      "fedgspol"
 //	8       4      checksum of bytes 12 to 63
 //	12      4      format version, 1
-//	16      4      1 segment, 2 ack log
+//	16      4      1 segment, 2 ack log, 3 key file
 //	20      4      zero
 //	24      8      number, as in the file's name
-//	32      8      salt: random, new for each use of a file
+//	32      8      salt: random, new for each use of a file; a key file has its segment's
 //	40      24     zero
 //
 // Salt, kind and number start every other checksum in the file. So a file used again does not replay what it held before, and
@@ -47,7 +52,7 @@
 //	48      4      checksum of the envelope, started with the sequence number
 //	52      4      checksum of the trace field and of 4 bytes, the data's own checksum; started with the sequence number
 //	56      4      where the batch starts, in units of 4096: all before was durable when this was written
-//	60      4      1 on the last record of a batch, else 0
+//	60      4      bit 0 on the last record of a batch, bit 1 when the envelope has an idempotency key
 //	64      e      envelope (envelope.AppendBinary)
 //	64+e    t      trace field
 //	64+e+t  d      message data
@@ -68,7 +73,20 @@
 //	8       8      sequence number of the first record
 //	16      8      where the segment's next batch starts
 //	24      8      number of entries
-//	32      40     an entry: id, offset, lengths of envelope, trace field and data (16, 8, 4, 4 and 8 bytes)
+//	32      40     an entry: id, offset, lengths of envelope, trace field and data (16, 8, 4, 4 and 8 bytes); the highest bit of the last is set
+//	               when the envelope has an idempotency key
+//
+// A record in a key file starts at a multiple of 8 bytes, right behind the one before; sequence numbers grow:
+//
+//	offset  width
+//	0       4      "FEk1"
+//	4       4      checksum of the rest of the record
+//	8       8      sequence number of the message
+//	16      16     message id; its time is when the key began to count
+//	32      32     key
+//	64      32     payload
+//	96      4      answer length, a, at most 8192
+//	100     a      answer, then zeros up to a multiple of 8
 //
 // # How it is written
 //
@@ -85,7 +103,10 @@
 // A segment is removed, or renamed and used again, when all its messages are done. Commit does not touch an older segment, and Open never
 // appends to one: it seals what it finds, and the first commit begins a new one.
 //
-// Index files are written with the ack log, a block at a time, and never synced; a batch is noted there when it is durable.
+// Index files are written with the ack log, a block at a time, and never synced; a batch is noted there when it is durable. So are key files
+// while their segment is there. Before a segment is noted as gone its key file is written once more as a whole, under another name, synced,
+// renamed, and the directory synced; what it lacks is read from the segment. If that fails the segment stays, and it is tried again every
+// second. A key file is removed when its newest key has been remembered for RememberFor.
 //
 // The ack log is written every 10 ms and synced every second, and rewritten from memory when it has grown to four times what it needs.
 //
@@ -95,6 +116,12 @@
 //	a segment of zeros, or without records        being prepared: empty; used or removed
 //	a segment with neither header intact          damage: set aside, reported; the rest is opened
 //	an index file, or as much of it as is intact   its records are where it says; the segment is read from there on
+//	a key file beside its segment                 what is intact from its beginning, and agrees with the segment, spares reading those messages
+//	                                              again; the other records with keys are read and noted. Damage is of no account
+//	a key file whose segment is gone              complete: its keys are remembered. Damage: it is set aside, reported, and its intact records
+//	                                              go on in a new file
+//	a complete key file under its first name      beside one with the right name: removed; else it gets that name
+//	a segment without messages, its keys unsafe   it was not noted as gone: its keys are made safe, then it goes
 //	a sealed segment                              headers only are read, up to the end noted in the ack log
 //	a segment without an end noted                headers are read, and whole records behind the last note; it is synced, cut and sealed
 //	  records after the last batch's start:
@@ -114,9 +141,11 @@
 //
 // # Goroutines and ownership
 //
-// Commit and Close run on their caller's, one at a time. One goroutine prepares and removes segments, one writes the ack log. All else runs
-// on the caller's and takes Spool.mu for memory work only; disks are never waited for under it. Commit borrows envelopes until it
-// returns. A Delivery's bytes are its own and live as long as it is referred to.
+// Commit and Close run on their caller's, one at a time. One goroutine prepares and removes segments and makes keys safe, one writes the ack
+// log, index files and key files. All else runs on the caller's and takes Spool.mu for memory work only; disks are never waited for under it.
+// Commit borrows envelopes until it returns. A Delivery's bytes are its own and live as long as it is referred to.
+//
+// Keys are on disk only; they are counted in memory. The edge that has to compare them gets them at its start, from Remembered.
 //
 // The index takes about 150 bytes for each message that is not done. A leased message of up to 256 KiB is in memory whole; longer ones are
 // verified and read in pieces. At most 64 older segments keep a file open; the others are opened when they are read.

@@ -542,6 +542,10 @@ func (s *Spool) expireKeys() {
 	for _, number := range numbers {
 		s.dropKeys(number)
 	}
+	if len(segments) > 0 {
+		// Their files must not outlive the segments: alone, an unfinished one would look damaged. If this fails, they may.
+		_ = s.syncDir()
+	}
 }
 
 // dropKeys removes a key file, if there is one.
@@ -685,6 +689,11 @@ func (s *Spool) recoverSegmentKeys(seg *segment, hasFile bool, w *window) error 
 		}
 	}
 	s.writePendingKeys(seg)
+	if seg.keys.count == 0 && hasFile {
+		// Nobody would look after it when the segment goes.
+		seg.keys = keyFile{}
+		s.dropKeys(seg.number)
+	}
 	return nil
 }
 
@@ -745,7 +754,7 @@ func (s *Spool) recoverKept(number uint64, w *window) error {
 		return nil
 	}
 	if damaged {
-		err := fmt.Errorf("%d of %d bytes are damaged; %d keys are intact", skipped+w.size-end, w.size, kept.count)
+		err := fmt.Errorf("%d of %d bytes are damaged; %d keys are intact", max(0, skipped+w.size-end), w.size, kept.count)
 		if kept.count == 0 {
 			return s.setAside(name, "key file "+name, err)
 		}

@@ -554,6 +554,26 @@ func TestATornMessageLeavesNoKey(t *testing.T) {
 	fx.wantKeys(want)
 }
 
+// A key goes with its message also when it is damage that takes the message away: the client may send it again.
+func TestAKeyWhoseMessageIsLostIsForgotten(t *testing.T) {
+	fx := newFixture(t, Options{})
+	want := fx.mustKeyed(100)
+	lost := fx.mustKeyed(100)
+	maps.Copy(want, fx.mustKeyed(100, 100))
+	fx.acks.flush(true)
+	left := fx.fs.Kill()
+	left.files[fx.path(segmentName(1))].data[fx.segments[0].msgs[1].off] ^= 1
+	delete(left.files, fx.path(indexName(1)))
+	fx.open(left)
+	if n := fx.Stats().Damaged; n != 1 || len(lost) != 1 {
+		t.Fatalf("%d damaged", n)
+	}
+	fx.wantKeys(want)
+	drain(t, fx.Spool)
+	fx.retireStep()
+	fx.wantKeys(want)
+}
+
 func TestASegmentStaysUntilItsKeysAreSafe(t *testing.T) {
 	for _, what := range []string{"write", "sync", "full"} {
 		t.Run(what, func(t *testing.T) {
