@@ -10,7 +10,7 @@ import (
 // problem is the body of an answer that refuses a request (RFC 9457), sent as application/problem+json. Members that are empty or zero
 // are left out, but for type, title and status.
 type problem struct {
-	Type           string // a reference to where /openapi.json tells of the reason; empty: made from Reason
+	Type           string // a URI reference; empty: where /openapi.json tells of the reason
 	Title          string // the same for every problem with this reason
 	Status         int
 	Detail         string // for people: the reply's text, or what is wrong where
@@ -112,8 +112,7 @@ func problemFor(r smtpcodec.Reply, reason string) problem {
 	if r.Code/100 == 4 {
 		p.Status = k.later
 	}
-	switch {
-	case r.Code == 530 || r.Code == 535: // RFC 4954 §6, whoever said so
+	if r.Code == 530 || r.Code == 535 { // RFC 4954 §6, whoever said so
 		p.Status = 401
 	}
 	switch p.Status {

@@ -1,3 +1,0 @@
-package httpedge
-
-var openAPI = []byte("{}")
