@@ -46,7 +46,7 @@ func TestOpenPostGuard(t *testing.T) {
 		{":80", `"10.0.0.0/8"`, "", "", "auth = [\"BEARER\"]\nauth_required = true", true},
 		{"127.0.0.1:80\"\nproxy_protocol_from = [\"127.0.0.1\"]\nname = \"x", "", "", "", "", true},
 		{"127.0.0.1:80\"\nproxy_protocol_from = [\"127.0.0.1\"]\nname = \"x", "", `"0.0.0.0/0"`, "", "", false},
-		{"unix:/run/h", "", "", "", "", true},
+		{"unix:/run/h", "", "", "", "", false}, // not served
 	} {
 		text := "auth.keys = \"/k\"\ntls.certificates = [{cert = \"/c\", key = \"/k\"}]\ndomains.accept = [" + c.accept + "]\n[[listen]]\nprotocol = \"http\"\naddress = \"" +
 			c.address + "\"\n" + c.auth + "\n"

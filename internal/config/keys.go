@@ -37,7 +37,7 @@ var keys = map[string]rule{
 
 	"listen":            {doc: "One table for each address. A file with any [[listen]] replaces the default one."},
 	"listen[].name":     {doc: "For logs, metrics and Received fields. Default: the protocol.", check: checkName},
-	"listen[].address":  {doc: `"127.0.0.1:2525", ":25" for all addresses, "[::1]:25", or "unix:/path".`},
+	"listen[].address":  {doc: `"127.0.0.1:2525", ":25" for all addresses, "[::1]:25", or "unix:/path" (not for http).`},
 	"listen[].protocol": {words: words("smtp lmtp http"), doc: "smtp | lmtp | http"},
 	"listen[].tls": {words: words("off opportunistic required implicit"),
 		doc: "off | opportunistic | required | implicit. opportunistic offers STARTTLS, required refuses MAIL without it, implicit begins with TLS (port 465). For http: off | required, which is HTTPS."},
@@ -47,7 +47,7 @@ var keys = map[string]rule{
 		doc: "These peers must speak the PROXY protocol, version 1 or 2; nobody else may."},
 	"listen[].relay_from": {doc: "Networks that may send to any domain. Unix sockets always may."},
 	"listen[].post_from": {
-		doc: `HTTP only: networks that may post without credentials. Default: this machine. [] is nobody; unix sockets always may.`},
+		doc: `HTTP only: networks that may post without credentials. Default: this machine. [] is nobody.`},
 	"listen[].auth": {words: words(mechanisms + " " + schemes),
 		doc: `SASL mechanisms to offer, like ["SCRAM-SHA-256", "PLAIN"]; offered over TLS only, which a proxy may have ended, except to this machine. ` +
 			`For http: "BEARER" (auth.keys), "BASIC" (a user's password) and "EXTERNAL" (a client certificate).`},

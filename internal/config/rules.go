@@ -84,6 +84,9 @@ func (l *loader) listeners() {
 		if one.Address.overlaps(c.Admin.HTTP) && !l.bad["admin.http"] {
 			l.reportAt(address, fmt.Sprintf("%v overlaps with admin.http (%v)", one.Address, c.Admin.HTTP))
 		}
+		if one.Protocol == "http" && one.Address.Network == "unix" {
+			l.reportAt(address, "HTTP is served over TCP only: write \"127.0.0.1:8025\", for example")
+		}
 		if _, port := one.Address.HostPort(); one.Protocol == "lmtp" && one.Address.Network == "tcp" && port == 25 {
 			l.reportAt(address, "LMTP may not use TCP port 25 (RFC 2033 §5)")
 		}
@@ -102,7 +105,7 @@ func (l *loader) posting() {
 			}
 		case l.cfg.Origin(key).Kind == "default":
 			one.PostFrom = slices.Clone(loopback)
-		case len(one.PostFrom) == 0 && len(one.Auth) == 0 && one.Address.Network == "tcp" && !l.bad[listenKey(i, "auth")]:
+		case len(one.PostFrom) == 0 && len(one.Auth) == 0 && !l.bad[listenKey(i, "auth")]:
 			l.reportAt(key, "nobody could post: name networks, or set auth of this listener")
 		}
 	}
