@@ -15,9 +15,9 @@ const breakerFailures = 2
 type breakerState uint8
 
 const (
-	closed   breakerState = iota // it answers
-	open                         // it does not: commits fail at once
-	halfOpen                     // it answered a probe: the next commit decides
+	stateClosed   breakerState = iota // it answers
+	stateOpen                         // it does not: commits fail at once
+	stateHalfOpen                     // it answered a probe: the next commit decides
 )
 
 // breaker spares clients the wait for a cluster that does not answer. Any goroutine.
@@ -35,7 +35,7 @@ type breaker struct {
 func (b *breaker) allow() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.state != open {
+	if b.state != stateOpen {
 		return nil
 	}
 	return fmt.Errorf("%w: %s", queue.ErrUnavailable, b.reason)
@@ -45,8 +45,8 @@ func (b *breaker) allow() error {
 func (b *breaker) succeeded() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	news := b.state != closed
-	b.state, b.failures = closed, 0
+	news := b.state != stateClosed
+	b.state, b.failures = stateClosed, 0
 	return news
 }
 
@@ -54,7 +54,7 @@ func (b *breaker) succeeded() bool {
 func (b *breaker) failed(reason string) bool {
 	b.mu.Lock()
 	b.failures++
-	enough := b.state == halfOpen || b.failures >= breakerFailures
+	enough := b.state == stateHalfOpen || b.failures >= breakerFailures
 	b.mu.Unlock()
 	return enough && b.trip(reason)
 }
@@ -63,11 +63,11 @@ func (b *breaker) failed(reason string) bool {
 func (b *breaker) trip(reason string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	news := b.state == closed
-	if b.state != open {
+	news := b.state == stateClosed
+	if b.state != stateOpen {
 		b.since = b.now()
 	}
-	b.state, b.reason = open, reason
+	b.state, b.reason = stateOpen, reason
 	return news
 }
 
@@ -75,8 +75,8 @@ func (b *breaker) trip(reason string) bool {
 func (b *breaker) probed() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.state == open {
-		b.state = halfOpen
+	if b.state == stateOpen {
+		b.state = stateHalfOpen
 	}
 }
 
@@ -91,7 +91,7 @@ func (b *breaker) is(state breakerState) bool {
 func (b *breaker) alarm() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.state == closed {
+	if b.state == stateClosed {
 		return ""
 	}
 	return fmt.Sprintf("JetStream: %s, since %s", b.reason, b.since.UTC().Format(time.RFC3339))

@@ -265,7 +265,7 @@ func (q *Queue) watch() {
 		case <-ticker.C:
 		case <-q.probeAt:
 		}
-		if q.brk.is(open) || !q.ready.Load() {
+		if q.brk.is(stateOpen) || !q.ready.Load() {
 			if err := q.probe(); err == nil {
 				q.brk.probed()
 				lastError = ""
@@ -277,7 +277,7 @@ func (q *Queue) watch() {
 				}
 			}
 		}
-		if q.ready.Load() && !q.brk.is(open) {
+		if q.ready.Load() && !q.brk.is(stateOpen) {
 			q.repull()
 			if !swept {
 				swept = true

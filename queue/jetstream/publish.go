@@ -329,6 +329,9 @@ func (p *publisher) async(todo []int) {
 			return
 		}
 		m.Reply = prefix + strconv.Itoa(i)
+		for _, key := range batchHeaders { // of an atomic batch that failed
+			delete(m.Header, key)
+		}
 		if !p.send(i, m, size) {
 			return
 		}
@@ -530,6 +533,9 @@ func (p *publisher) batchAcked(m *nats.Msg) {
 	p.signal()
 }
 
+// batchHeaders make a message part of an atomic batch: which, at what place, and that it is the last.
+var batchHeaders = [...]string{"Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit"}
+
 // atomic publishes todo as one batch that is stored whole or not at all. Only its last message is answered.
 func (p *publisher) atomic(todo []int) {
 	p.mu.Lock()
@@ -544,10 +550,10 @@ func (p *publisher) atomic(todo []int) {
 		if m == nil {
 			return
 		}
-		m.Header.Set("Nats-Batch-Id", id)
-		m.Header.Set("Nats-Batch-Sequence", strconv.Itoa(place+1))
+		m.Header.Set(batchHeaders[0], id)
+		m.Header.Set(batchHeaders[1], strconv.Itoa(place+1))
 		if place == len(todo)-1 {
-			m.Header.Set("Nats-Batch-Commit", "1")
+			m.Header.Set(batchHeaders[2], "1")
 			m.Reply = p.q.inbox + ".b." + id
 		}
 		// The window does not apply: nothing is acknowledged before the end, and the servers hold at most maxAtomic.
