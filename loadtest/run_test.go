@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fastedge/fastedge/internal/nettest"
 	"github.com/fastedge/fastedge/loadtest/ledger"
 	"github.com/fastedge/fastedge/loadtest/live"
 	"github.com/fastedge/fastedge/loadtest/report"
@@ -138,7 +139,7 @@ func TestEveryMessageOfARunArrives(t *testing.T) {
 			test.o.Connections, test.o.Messages, test.o.MaxWaiting = 8, 500, 4000
 			r, _ := mustRun(t, test.o, test.at)
 			checkAll(t, r, 500)
-			if r.Ended != "messages" || r.Seconds <= 0 || r.Seconds > 10 {
+			if r.Ended != "messages" || r.Seconds <= 0 || r.Seconds > 60 {
 				t.Errorf("ended by %s after %v s", r.Ended, r.Seconds)
 			}
 			if !strings.HasPrefix(r.Target.Banner, "220 ") || len(r.Target.EHLO) < 4 || len(r.Target.EHLO) > 20 {
@@ -176,7 +177,7 @@ func TestARunEndsWithItsDuration(t *testing.T) {
 			}
 			checkSums(t, r)
 			checkPass(t, r)
-			if r.Ended != "duration" || r.Seconds < 1 || r.Seconds > 3 || len(r.Series) == 0 {
+			if r.Ended != "duration" || r.Seconds < 1 || r.Seconds > 30 || len(r.Series) == 0 {
 				t.Errorf("ended by %s after %v s; %d seconds", r.Ended, r.Seconds, len(r.Series))
 			}
 			if n := r.Totals.Acknowledged + r.Totals.Sessions; n == 0 && name != "slow" {
@@ -194,8 +195,8 @@ func TestARunEndsWithItsDuration(t *testing.T) {
 					t.Errorf("snapshot %+v", v)
 				}
 			}
-			if running < 3 {
-				t.Errorf("%d views of the run", running)
+			if running == 0 {
+				t.Error("no view of the run")
 			}
 		})
 	}
@@ -219,11 +220,19 @@ func TestSessionsOnlyEndsAfterSoMany(t *testing.T) {
 
 func TestHeldConnectionsAreHeldAndClosed(t *testing.T) {
 	s, _ := newSink(t, sink.Options{TLS: true})
-	o := Options{Target: s.Addr().String(), Connections: 10, Hold: 300 * time.Millisecond, STARTTLS: 0.5, PID: os.Getpid()}
+	o := Options{Target: s.Addr().String(), Connections: 10, Hold: time.Hour, STARTTLS: 0.5, PID: os.Getpid()}
 	var most int64
-	r, err := Run(t.Context(), o, Hooks{Every: 20 * time.Millisecond, View: func(v live.Snapshot) {
+	ctx, seen := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer seen()
+	views := 0
+	r, err := Run(ctx, o, Hooks{Every: 20 * time.Millisecond, View: func(v live.Snapshot) {
 		if v.Phase == "running" {
-			most = max(most, s.Counters().Open)
+			if most = max(most, s.Counters().Open); most == 10 {
+				views++
+			}
+		}
+		if views == 5 {
+			seen()
 		}
 	}})
 	if err != nil {
@@ -276,7 +285,7 @@ func TestRefusalsAreCountedByKindAndNeverPhantom(t *testing.T) {
 
 func TestALimitThatClosesIsDeferralsNotErrors(t *testing.T) {
 	t.Parallel()
-	r, _ := mustRun(t, Options{Connections: 4, Duration: 500 * time.Millisecond, Pipelining: "group"}, sink.Options{Rate: 50, RateCloses: true})
+	r, _ := mustRun(t, Options{Connections: 4, Messages: 300, Pipelining: "group"}, sink.Options{Rate: 50, RateCloses: true})
 	checkPass(t, r)
 	if r.Totals.Deferred == 0 || r.Totals.Errors != 0 {
 		t.Errorf("%+v %v", r.Totals, r.Replies)
@@ -300,22 +309,28 @@ func TestATargetThatDiesAndComesBackLosesNothing(t *testing.T) {
 			t.Parallel()
 			s, _ := newSink(t, sink.Options{TLS: true})
 			p := newProxy(t, s.Addr().String())
-			o.Target, o.Connections, o.Duration, o.Size = p.addr, 8, time.Second, FixedSize(20<<10)
+			o.Target, o.Connections, o.Duration, o.Size = p.addr, 8, time.Hour, FixedSize(20<<10)
 			deaths, next := 0, int64(50)
+			ctx, enough := context.WithTimeout(t.Context(), 2*time.Minute)
+			defer enough()
 			hooks := Hooks{Verifier: registered{s}, Every: 30 * time.Millisecond, View: func(v live.Snapshot) {
-				if v.Phase == "running" && v.Acknowledged > next && deaths < 3 {
+				switch {
+				case v.Phase != "running" || v.Acknowledged <= next:
+				case deaths == 3:
+					enough()
+				default:
 					p.die()
 					p.live()
 					deaths, next = deaths+1, v.Acknowledged+50
 				}
 			}}
-			r, err := Run(t.Context(), o, hooks)
+			r, err := Run(ctx, o, hooks)
 			if err != nil {
 				t.Fatal(err)
 			}
 			checkSums(t, r)
 			checkPass(t, r)
-			if deaths == 0 || r.Totals.Errors == 0 || r.Verdict.Acknowledged < next {
+			if deaths != 3 || r.Totals.Errors == 0 || r.Verdict.Acknowledged < next {
 				t.Errorf("%d deaths; %+v; %+v", deaths, r.Totals, r.Verdict)
 			}
 		})
@@ -332,10 +347,9 @@ type proxy struct {
 }
 
 func newProxy(t *testing.T, to string) *proxy {
-	p := &proxy{t: t, addr: "127.0.0.1:0", to: to}
+	p := &proxy{t: t, addr: nettest.Address(t), to: to}
 	p.live()
-	p.addr = p.listener.Addr().String()
-	t.Cleanup(p.die)
+	t.Cleanup(func() { p.die() })
 	return p
 }
 
@@ -383,7 +397,7 @@ func (p *proxy) die() {
 
 func TestATargetThatIsNotThereIsAnErrorWithinSeconds(t *testing.T) {
 	for name, o := range map[string]Options{
-		"connection refused":        {Target: freePort(t), STARTTLS: 1},
+		"connection refused":        {Target: nettest.Nobody(t), STARTTLS: 1},
 		"no such file or directory": {Target: "unix:" + filepath.Join(t.TempDir(), "nobody")},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -395,17 +409,6 @@ func TestATargetThatIsNotThereIsAnErrorWithinSeconds(t *testing.T) {
 			}
 		})
 	}
-}
-
-// freePort is an address on which nobody listens.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // listen accepts for the test and keeps what it accepted; do is called for each.
@@ -493,8 +496,16 @@ func TestProcessorsAreGivenBack(t *testing.T) {
 	before := runtime.GOMAXPROCS(0)
 	most := 0
 	s, _ := newSink(t, sink.Options{})
-	o := Options{Target: s.Addr().String(), Connections: 8, Workers: before + 2, Duration: 200 * time.Millisecond}
-	if _, err := Run(t.Context(), o, Hooks{Every: time.Millisecond, View: func(live.Snapshot) { most = max(most, runtime.GOMAXPROCS(0)) }}); err != nil {
+	o := Options{Target: s.Addr().String(), Connections: 8, Workers: before + 2, Duration: time.Hour}
+	ctx, seen := context.WithCancel(t.Context())
+	defer seen()
+	_, err := Run(ctx, o, Hooks{Every: time.Millisecond, View: func(v live.Snapshot) {
+		most = max(most, runtime.GOMAXPROCS(0))
+		if v.Phase == "running" && v.Acknowledged > 0 {
+			seen()
+		}
+	}})
+	if err != nil {
 		t.Fatal(err)
 	}
 	if after := runtime.GOMAXPROCS(0); after != before || most != before+3 {

@@ -333,7 +333,8 @@ func TestASilentHandshakeEndsInTime(t *testing.T) {
 		t.Error(err)
 	}
 	// Half a record is told; who says nothing is a health check.
-	for try := 1; p.lines("closed", "TLS handshake") == 0; try++ {
+	try := 0
+	for ; p.lines("closed", "TLS handshake") == 0; try++ {
 		if c, err = dialSMTP("tcp", p.addr[0]); err != nil {
 			t.Fatal(err)
 		}
@@ -342,12 +343,12 @@ func TestASilentHandshakeEndsInTime(t *testing.T) {
 		if _, err := io.ReadAll(c); errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Error("the connection stays open")
 		}
-		if try > 10 { // on a busy machine it may come too late to be read
+		if try > 20 { // on a busy machine it may come too late to be read, and the line a little later
 			t.Fatalf("no line about it:\n%s", p.log)
 		}
 	}
-	if n := p.lines("TLS handshake"); n != 1 {
-		t.Errorf("%d log lines, want one:\n%s", n, p.log)
+	if n := p.lines("TLS handshake"); n > try { // one line each
+		t.Errorf("%d log lines about %d connections:\n%s", n, try, p.log)
 	}
 }
 

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"net"
@@ -8,9 +9,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/fastedge/fastedge/internal/nettest"
 )
 
 // shell runs a script; its standard input is a pipe, so that a read in it waits for us.
@@ -213,17 +217,15 @@ func TestLoopbackTarget(t *testing.T) {
 }
 
 func TestPIDListening(t *testing.T) {
-	for _, address := range []string{"127.0.0.1:0", "[::1]:0", ":0"} {
+	for _, where := range []string{"127.0.0.1", "::1", ""} {
+		port := strconv.Itoa(nettest.Port(t)) // nobody else comes by it when it is closed
+		address := net.JoinHostPort(where, port)
 		ln, err := net.Listen("tcp", address)
 		if err != nil {
 			t.Logf("%s: %v", address, err)
 			continue
 		}
-		_, port, _ := net.SplitHostPort(ln.Addr().String())
-		host := "127.0.0.1"
-		if address == "[::1]:0" {
-			host = "::1"
-		}
+		host := cmp.Or(where, "127.0.0.1")
 		// A child that holds it, too, is younger.
 		f, err := ln.(*net.TCPListener).File()
 		if err != nil {
