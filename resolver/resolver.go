@@ -115,6 +115,7 @@ type try struct {
 	sent     int64
 	question []byte // as sent; its capitals are its own
 	edns     bool
+	again    bool // the question was sent before, for all that is known in vain
 	lost     bool // its time to retransmit has passed
 }
 

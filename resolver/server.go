@@ -246,6 +246,7 @@ func (r *Resolver) transmit(c *call, now int64, fx *effects) {
 	if !otherwise { // by TCP or without EDNS0 it is a new question
 		if !first {
 			r.st.Retransmits++
+			c.tries[len(c.tries)-1].again = true
 		}
 		c.retransmits++
 	}
@@ -281,13 +282,15 @@ func (r *Resolver) mayRepeat(c *call, s *server, now int64) bool {
 	return true
 }
 
-// resume has some of the questions sent again that were put off, for their zone answers. So they go on, faster and faster, after an outage, and never more than
-// answers come, times zoneResumes.
+// resume hears that a retransmission was answered: not for the silence of z are answers missing. Some that were put off go on now, or as many more may
+// be sent again. So after an outage all go on, faster and faster, and never more than answers come, times zoneResumes.
 func (r *Resolver) resume(z *zone, now int64) {
 	for range zoneResumes {
 		n := z.off.first
 		if n == nil {
-			return
+			z.again.tokens = min(z.again.tokens+1, zoneBurst)
+			r.again.tokens = min(r.again.tokens+1, retransmitBurst)
+			continue
 		}
 		n.leave()
 		n.c.tryAt, n.c.turned = now, true
@@ -769,7 +772,9 @@ func (r *Resolver) take(t *try, rep reply, now int64, fx *effects) {
 		if !t.edns && c.plain {
 			t.server.plainUntil = now + int64(PlainFor)
 		}
-		r.resume(c.zone, now)
+		if t.again {
+			r.resume(c.zone, now)
+		}
 		r.cache.keep(c.q, rep.answer, rep.ttl, now)
 		r.end(c, rep.answer, fx)
 		return

@@ -12,7 +12,7 @@ const (
 	// its next time. 50,000 lookups that wait for silent domains would else be sent four times as often as they are asked for, and the questions that are answered
 	// would wait behind them. Never counted are other servers that are asked because one has failed, is unreachable, or has not answered anybody.
 	MaxRetransmits = 1000
-	// MaxZoneRetransmits is the same for one zone. Each answer about it lets zoneResumes of those go on that were put off.
+	// MaxZoneRetransmits is the same for one zone. Each that is answered lets zoneResumes more go on.
 	MaxZoneRetransmits = 50
 
 	retransmitBurst = 64 // saved up
