@@ -42,7 +42,7 @@ func (c *passwordClock) now() time.Time { return c.at }
 func TestPasswordsThatWereRightAreNotHashedAgain(t *testing.T) {
 	users, hashed := countedUsers(t, scramUser(t, "alice", "secret"), scramUser(t, "bob", "other"))
 	clock := &passwordClock{noon}
-	p := NewPasswords(testService(t, Options{Store: users}), PasswordsOptions{Now: clock.now})
+	p := NewPasswords(testService(t, Options{StepTimeout: time.Minute, Store: users}), PasswordsOptions{Now: clock.now})
 	check := func(user, password string, want error, hashes int64) {
 		t.Helper()
 		before := hashed.Load()
@@ -78,7 +78,7 @@ func TestPasswordsThatWereRightAreNotHashedAgain(t *testing.T) {
 
 func TestPasswordsCacheCanBeSwitchedOff(t *testing.T) {
 	users, hashed := countedUsers(t, scramUser(t, "alice", "secret"))
-	p := NewPasswords(testService(t, Options{Store: users}), PasswordsOptions{CacheTime: -1})
+	p := NewPasswords(testService(t, Options{StepTimeout: time.Minute, Store: users}), PasswordsOptions{CacheTime: -1})
 	for range 3 {
 		if _, err := p.Check(context.Background(), "alice", "secret", home); err != nil {
 			t.Error(err)
@@ -95,7 +95,7 @@ func TestRememberedPasswordsAreBounded(t *testing.T) {
 		users = append(users, scramUser(t, fmt.Sprint("user", i), "secret"))
 	}
 	clock := &passwordClock{noon}
-	p := NewPasswords(testService(t, Options{Store: testUsers(t, users...)}), PasswordsOptions{CacheEntries: 2, Now: clock.now})
+	p := NewPasswords(testService(t, Options{StepTimeout: time.Minute, Store: testUsers(t, users...)}), PasswordsOptions{CacheEntries: 2, Now: clock.now})
 	for _, u := range users {
 		clock.at = clock.at.Add(time.Second)
 		if _, err := p.Check(context.Background(), u.Name, "secret", home); err != nil || len(p.right) > 2 {
@@ -112,7 +112,7 @@ func TestRememberedPasswordsAreBounded(t *testing.T) {
 // A right password must not be told from a wrong one where guesses are refused, not even when it is remembered.
 func TestRememberedPasswordsAreNoWayRoundTheLimits(t *testing.T) {
 	users, _ := countedUsers(t, scramUser(t, "alice", "secret"))
-	s := testService(t, Options{Store: users, Throttle: ThrottleOptions{PerAddress: 2, PerAccount: 5}})
+	s := testService(t, Options{StepTimeout: time.Minute, Store: users, Throttle: ThrottleOptions{PerAddress: 2, PerAccount: 5}})
 	p := NewPasswords(s, PasswordsOptions{})
 	check := func(addr netip.Addr, password string, want error) {
 		t.Helper()
@@ -154,7 +154,7 @@ func (g *gated) CheckPassword(ctx context.Context, l Login) (string, error) {
 // An answer that was on its way when users changed may be of yesterday's users.
 func TestPasswordsAskedForBeforeAChangeOfUsersAreNotRemembered(t *testing.T) {
 	g := &gated{make(chan Login), make(chan error)}
-	p := NewPasswords(testService(t, Options{Store: g}), PasswordsOptions{})
+	p := NewPasswords(testService(t, Options{StepTimeout: time.Minute, Store: g}), PasswordsOptions{})
 	done := make(chan error)
 	check := func() { _, err := p.Check(context.Background(), "alice", "secret", home); done <- err }
 	go check()
@@ -176,7 +176,7 @@ func TestPasswordsAskedForBeforeAChangeOfUsersAreNotRemembered(t *testing.T) {
 
 func TestPasswordsThatCannotBeChecked(t *testing.T) {
 	g := &gated{make(chan Login, 1), make(chan error, 1)}
-	p := NewPasswords(testService(t, Options{Store: g}), PasswordsOptions{})
+	p := NewPasswords(testService(t, Options{StepTimeout: time.Minute, Store: g}), PasswordsOptions{})
 	g.reply <- io.ErrUnexpectedEOF
 	if _, err := p.Check(context.Background(), "alice", "secret", home); !errors.Is(err, ErrAuthUnavailable) {
 		t.Error(err)
@@ -193,7 +193,7 @@ func TestPasswordsThatCannotBeChecked(t *testing.T) {
 }
 
 func TestCertificatesAreUsers(t *testing.T) {
-	p := NewPasswords(testService(t, Options{Store: testUsers(t, User{Name: "alice"}, User{Name: "bob", Disabled: true})}), PasswordsOptions{})
+	p := NewPasswords(testService(t, Options{StepTimeout: time.Minute, Store: testUsers(t, User{Name: "alice"}, User{Name: "bob", Disabled: true})}), PasswordsOptions{})
 	for name, want := range map[string]error{"alice": nil, "bob": ErrAuthFailed, "carol": ErrAuthFailed, "": ErrAuthFailed} {
 		identity, err := p.CheckCertificate(context.Background(), name, home)
 		if !errors.Is(err, want) || (want == nil) != (identity == name && name != "") {
@@ -204,7 +204,7 @@ func TestCertificatesAreUsers(t *testing.T) {
 
 func TestPasswordsFromManyAtOnce(t *testing.T) {
 	users, _ := countedUsers(t, scramUser(t, "alice", "secret"))
-	p := NewPasswords(testService(t, Options{Store: users}), PasswordsOptions{CacheEntries: 1})
+	p := NewPasswords(testService(t, Options{StepTimeout: time.Minute, Store: users}), PasswordsOptions{CacheEntries: 1})
 	var wg sync.WaitGroup
 	for i := range 16 {
 		wg.Go(func() {
@@ -228,7 +228,7 @@ func BenchmarkRememberedPassword(b *testing.B) {
 		PasswordsOptions
 	}{{"remembered", PasswordsOptions{CacheTime: time.Hour}}, {"hashed", PasswordsOptions{CacheTime: -1}}} {
 		b.Run(o.name, func(b *testing.B) {
-			p := NewPasswords(testService(b, Options{Store: testUsers(b, scramUser(b, "alice", "secret"))}), o.PasswordsOptions)
+			p := NewPasswords(testService(b, Options{StepTimeout: time.Minute, Store: testUsers(b, scramUser(b, "alice", "secret"))}), o.PasswordsOptions)
 			b.ReportAllocs()
 			for b.Loop() {
 				if _, err := p.Check(context.Background(), "alice", "secret", home); err != nil {
