@@ -34,7 +34,9 @@ func (c *checkCmd) Run(a *app) error {
 		if made != nil {
 			made.close()
 		}
-		err = joinProblems(machineErr, problems)
+		warnings, wrong := checkJetStream(cfg, slog.New(&warningList{to: &result.Warnings}))
+		result.Warnings = append(result.Warnings, warnings...)
+		err = joinProblems(machineErr, append(problems, wrong...))
 		for _, address := range busy {
 			result.Warnings = append(result.Warnings, config.Problem{
 				Source: address, Message: "in use; fine if that is the fastedge that this file is for"})

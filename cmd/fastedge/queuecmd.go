@@ -7,7 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"os"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -77,18 +77,14 @@ func (a *app) inspect(do func(queue.Inspector) error) error {
 	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
 		return err // there is a server, perhaps, but we may not ask it
 	}
-	if cfg.Queue.Engine != "spool" {
+	if !cfg.UsesSpool() && !cfg.UsesJetStream() {
 		return fmt.Errorf("no server runs, and the queue engine %q has nothing on disk", cfg.Queue.Engine)
 	}
-	// Opening would make an empty spool: harmless, but the answer to a mistyped directory would be an empty list.
-	if _, err := os.Stat(cfg.SpoolDir()); err != nil {
-		return fmt.Errorf("no server runs and there is no spool in %s: is -c or --state-dir missing?", cfg.StateDir)
-	}
-	s, err := spool.Open(cfg.SpoolDir(), spoolOptions(cfg, slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))))
+	q, closeAll, err := openInspector(cfg, slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))
 	if err != nil {
 		return err
 	}
-	return errors.Join(do(s), s.Close())
+	return errors.Join(do(q), closeAll())
 }
 
 // holdReason is why mail is held for want of a next hop.
@@ -109,7 +105,7 @@ func spoolOptions(cfg *config.Config, log *slog.Logger) spool.Options {
 	if o.MinFree == 0 {
 		o.MinFree = -1 // the spool's zero is its default
 	}
-	if len(cfg.Relay.NextHop) == 0 {
+	if len(cfg.Relay.NextHop) == 0 && !cfg.UsesJetStream() {
 		o.Hold = holdReason
 	}
 	return o
@@ -162,6 +158,13 @@ func (c *queueStatCmd) Run(a *app) error {
 		t := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 		for state := queue.Ready; state <= queue.Damaged; state++ {
 			fmt.Fprintf(t, "%s\t%d\n", state, s.Messages[state.String()])
+		}
+		for _, name := range slices.Sorted(maps.Keys(s.Parts)) {
+			part, n := s.Parts[name], 0
+			for _, of := range part.Messages {
+				n += of
+			}
+			fmt.Fprintf(t, "in %s\t%d, %s\n", name, n, bytesText(part.Bytes))
 		}
 		fmt.Fprintf(t, "bytes\t%s\n", bytesText(s.Bytes))
 		if !s.Oldest.IsZero() {

@@ -88,6 +88,7 @@ func wire(cfg *config.Config, log *slog.Logger, lines *logWriter) (_ *server, er
 		MemoryBudget:      int64(cfg.Limits.Memory),
 		LogDropped:        lines.Dropped,
 		Relay:             s.relayStats(),
+		Forward:           s.engine.forwarded,
 		CertificateExpiry: s.parts.expiry(),
 		Validators:        s.parts.stats,
 		DNS:               s.parts.dnsStats(),
@@ -378,8 +379,8 @@ func (s *server) notReady() (why []string) {
 	if err := s.writer.Room(); err != nil {
 		why = append(why, err.Error())
 	}
-	if s.engine.inspector != nil {
-		if alarm := s.engine.inspector.Stats().Alarm; alarm != "" {
+	if s.engine.local != nil {
+		if alarm := s.engine.local.Stats().Alarm; alarm != "" {
 			why = append(why, alarm)
 		}
 	}
@@ -387,11 +388,11 @@ func (s *server) notReady() (why []string) {
 }
 
 func (s *server) queueStats() func() metrics.QueueStats {
-	if s.engine.inspector == nil {
+	if s.engine.local == nil {
 		return nil
 	}
 	return func() metrics.QueueStats {
-		st := s.engine.inspector.Stats()
+		st := s.engine.local.Stats()
 		return metrics.QueueStats{
 			Messages: st.Messages, Bytes: st.Bytes, Oldest: st.Oldest, Committed: st.Committed, Commits: st.Commits,
 			Syncs: st.Syncs, SyncErrors: st.SyncErrors, Damaged: st.Damaged, Segments: st.Segments, FreeBytes: st.FreeBytes,
