@@ -339,7 +339,7 @@ func TestSilentDovecotIsUnavailableInTimeAndToldSo(t *testing.T) {
 			cancelled <- line
 		}
 	})
-	s := testService(t, Options{Store: d.store(t, DovecotOptions{}), StepTimeout: 50 * time.Millisecond})
+	s := testService(t, Options{Store: d.store(t, DovecotOptions{}), StepTimeout: 500 * time.Millisecond}) // Dovecot has been asked by then
 	script{PLAIN, []string{"\x00alice\x00secret"}, nil, Unavailable, ""}.run(t, s, client)
 	if line := <-cancelled; line != "CANCEL\t1" {
 		t.Error(line)
@@ -379,7 +379,7 @@ func TestAbandonedExchangesAreTakenBackFromDovecot(t *testing.T) {
 	gate := newGate()
 	for name, o := range map[string]Options{
 		"cancelled": {StepTimeout: time.Hour},
-		"late":      {StepTimeout: 50 * time.Millisecond},
+		"late":      {StepTimeout: time.Second}, // which the steps before must not need
 	} {
 		o.Store, o.Workers, o.CRAMMD5 = Stores(gate, store), 1, true
 		s := testService(t, o)
@@ -400,11 +400,10 @@ func TestAbandonedExchangesAreTakenBackFromDovecot(t *testing.T) {
 			t.Errorf("%s: %v", name, o.Result)
 		}
 		between.Cancel()
-		for i := 0; pending() != 0; i++ {
-			if i == 1e6 {
+		for end := time.Now().Add(time.Minute); pending() != 0; runtime.Gosched() {
+			if time.Now().After(end) {
 				t.Fatalf("%s: %d exchanges are still under way", name, pending())
 			}
-			runtime.Gosched()
 		}
 		blocks.Cancel()
 		gate.open <- nil
@@ -431,16 +430,15 @@ func TestCancelAndDovecotRace(t *testing.T) {
 	store.mu.Lock()
 	conn := store.conn
 	store.mu.Unlock()
-	for i := 0; ; i++ {
+	for end := time.Now().Add(time.Minute); ; runtime.Gosched() {
 		conn.mu.Lock()
 		n := len(conn.pending)
 		conn.mu.Unlock()
 		if n == 0 {
 			return
 		}
-		if i == 1e6 {
+		if time.Now().After(end) {
 			t.Fatalf("%d exchanges are still under way", n)
 		}
-		runtime.Gosched()
 	}
 }

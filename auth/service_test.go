@@ -324,7 +324,7 @@ func TestHangingStoreIsUnavailableInTime(t *testing.T) {
 	}
 	close(g.open) // too late: nobody is told
 	idle(s)
-	if n := g.calls.Load(); n != 1 {
+	if n := g.calls.Load(); n > 1 { // or not at all, by a worker that came too late for the first
 		t.Errorf("the store was asked %d times, want once: a step that is given up must not run", n)
 	}
 }

@@ -149,7 +149,7 @@ func TestNoMoreWorkersThanAllowedAndNoMoreWaitersThanQueued(t *testing.T) {
 
 func TestCodeThatIgnoresItsDeadlineKeepsItsWorkerOnly(t *testing.T) {
 	h := newHold()
-	b := blocking(t, BlockingOptions{Workers: 1, Timeout: time.Millisecond, Do: h.do})
+	b := blocking(t, BlockingOptions{Workers: 1, Timeout: 500 * time.Millisecond, Do: h.do}) // the first has begun by then
 	first, second := ask(t, b, "first"), ask(t, b, "second")
 	for _, a := range []asked{first, second} {
 		if _, err := a.answer(); !errors.Is(err, ErrLate) {

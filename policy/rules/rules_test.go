@@ -397,7 +397,7 @@ func FuzzRuleExpressions(f *testing.F) {
 		if again := s.Validate(e); (first == nil) != (again == nil) {
 			t.Errorf("%q: %v, then %v", when, first, again)
 		}
-		if took := time.Since(start); took > time.Second && len(helo) < 10_000 {
+		if took := time.Since(start); took > 20*time.Second && len(helo) < 10_000 {
 			t.Errorf("%q took %s", when, took)
 		}
 	})
