@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -365,13 +366,15 @@ func TestAMessageCanBeUsedAgain(t *testing.T) {
 	}
 }
 
-// FuzzDecodeMessage: every split gives the same; what is accepted is JSON, and encoding/json reads the same from it.
+// FuzzDecodeMessage: every split gives the same; what is accepted is JSON, the document allows it, and encoding/json reads the same from it.
 func FuzzDecodeMessage(f *testing.F) {
 	f.Add([]byte(fullMessage), uint32(1))
 	f.Add([]byte(from(`["x",{"address":"y"}]`, `"raw_base64":"YWJj\r\nZGU="`)), uint32(2))
 	f.Add([]byte(with(`"metadata":{"a":[1,2.5e-7,{"b":"\ud83d\ude00"}]}`)), uint32(3))
 	f.Add([]byte(with(`"client":{"address":"2001:db8::1"}`)), uint32(4))
 	f.Add([]byte(from(`[]`, `"raw":"\ud83d`)), uint32(5))
+	doc := loadOpenAPI(f)
+	header := http.Header{"Content-Type": {"application/json"}}
 	f.Fuzz(func(t *testing.T, in []byte, seed uint32) {
 		got := decode(bytes.NewReader(in), testLimits)
 		for i, r := range readers(in, seed) {
@@ -379,8 +382,15 @@ func FuzzDecodeMessage(f *testing.F) {
 				t.Fatalf("%q\nat once: %s\nreader %d: %s", in, got, i, other)
 			}
 		}
-		if got.err == nil {
-			checkWithEncodingJSON(t, in, got)
+		if got.err != nil {
+			return
+		}
+		checkWithEncodingJSON(t, in, got)
+		if len(got.m.Key) > 0 {
+			return // a member of batches only, and those are checked by lines
+		}
+		if err := doc.CheckRequest("POST", "/v1/messages", header, in); err != nil {
+			t.Fatal(err)
 		}
 	})
 }
