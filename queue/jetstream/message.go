@@ -43,15 +43,12 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// maxInlineEnvelope is the longest binary form that goes into a header field; it must leave room for Fastedge-To below a max_payload of 1 MiB.
-const maxInlineEnvelope = 192 << 10
-
 // field makes v fit for a header field: what could end the field or disturb a reader becomes a question mark. The exact bytes are in
 // Fastedge-Envelope.
 func field[T []byte | string](v T) string {
 	for i := range len(v) {
 		if v[i] < ' ' || v[i] == 0x7F {
-			b := []byte(v)
+			b := append([]byte(nil), v...)
 			for j := i; j < len(b); j++ {
 				if b[j] < ' ' || b[j] == 0x7F {
 					b[j] = '?'
@@ -73,13 +70,13 @@ func headers(env *envelope.Envelope, binary []byte, binarySum, bodySum uint32) n
 		h[key] = one[len(one)-1 : len(one) : len(one)]
 	}
 	some := func(key string, value []byte) {
-		if len(value) > 0 {
+		if len(value) > 0 && len(value) <= maxFieldBytes {
 			set(key, field(value))
 		}
 	}
 	set(hdrMsgID, id)
 	set(hdrID, id)
-	set(hdrFrom, field(env.ReversePath))
+	set(hdrFrom, field(env.ReversePath[:min(len(env.ReversePath), maxFieldBytes)]))
 	to, room := make([]string, 0, len(env.Recipients)), maxToHeaderBytes
 	for i := range env.Recipients {
 		room -= len(env.Recipients[i].Path) + len(hdrTo) + 4

@@ -63,7 +63,9 @@ type Options struct {
 // Bounds that have no option.
 const (
 	maxPayloadShare   = 4 << 10          // kept free below the servers' max_payload for headers that a later move adds
-	maxToHeaderBytes  = 64 << 10         // of Fastedge-To fields; further recipients are in Fastedge-Envelope alone
+	maxToHeaderBytes  = 12 << 10         // of Fastedge-To fields; further recipients are in Fastedge-Envelope alone
+	maxFieldBytes     = 2 << 10          // of any other field for consumers outside; a longer one is left out
+	maxInlineEnvelope = 24 << 10         // of an envelope's binary form in a field, a third more as text; the servers take headers up to 64 KiB
 	maxReplyBytes     = 512              // of a reply or reason that is kept
 	maxStateBytes     = 256 << 10        // of the replies in a state record
 	chunkBytes        = 128 << 10        // of an object; what other clients of object stores use

@@ -289,8 +289,15 @@ func (q *Queue) arrive(raw *stored, ack string, deliveries uint64) {
 	id, ours := raw.id()
 	e := q.byID[id]
 	switch {
+	case e != nil && e.seq == raw.seq && e.state == queue.Waiting && e.job == nil:
+		// Due before its time: an operator said so, perhaps on another machine. Lease looks at its record.
+		heap.Remove(&q.waiting, e.place)
+		e.state, e.due, e.ack, e.raw, e.again = queue.Ready, raw.arrived(), ack, raw, true
+		q.buffer = append(q.buffer, e)
+		q.wakeLeaser()
+		return
 	case e != nil && e.seq == raw.seq:
-		// Our acknowledgement, or a sign of life, came too late. It is still ours; the new address is as good as the old one.
+		// A sign of life came too late. It is still ours; the new address is as good as the old one.
 		e.ack = ack
 		return
 	case e != nil && e.state == queue.Waiting && e.job == nil:
