@@ -27,10 +27,6 @@ var (
 // acceptEncoding is the Accept-Encoding header of a 415 (RFC 9110 §12.5.3).
 const acceptEncoding = "gzip, zstd"
 
-// defaultInflateBytes is the memory for decompressing, 64 MiB: 1,000 bodies in gzip, or in zstd with the small windows of small bodies,
-// and 7 in zstd with the largest window at the same time.
-const defaultInflateBytes = 64 << 20
-
 const (
 	minZstdWindow = 16 << 10
 	maxZstdWindow = 8 << 20   // RFC 9659 §3: no encoder for HTTP uses a larger one
@@ -53,13 +49,9 @@ type inflater struct {
 	idle sync.Pool              // of *body
 }
 
-// newInflater gives an inflater that uses at most maxBytes; zero means defaultInflateBytes.
-func newInflater(maxBytes int64) *inflater {
-	if maxBytes == 0 {
-		maxBytes = defaultInflateBytes
-	}
-	return &inflater{max: maxBytes}
-}
+// newInflater gives an inflater that uses at most maxBytes. 64 MiB are 1,000 bodies in gzip, 400 in zstd of up to 16 KiB each, or 7 in zstd
+// with the largest window at the same time.
+func newInflater(maxBytes int64) *inflater { return &inflater{max: maxBytes} }
 
 // bodyReader gives a reader of the decoded body: encoding is the value of Content-Encoding, r the body as it comes, of which at most
 // maxWire bytes are read, and at most maxInflated bytes come out. Beyond these the reader gives errTooLarge; see the other errors above;

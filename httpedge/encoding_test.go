@@ -49,10 +49,13 @@ func inflate(f *inflater, encoding string, r io.Reader, maxWire, maxInflated int
 	return io.ReadAll(body)
 }
 
-const wide = 1 << 30
+const (
+	wide             = 1 << 30
+	testInflateBytes = 64 << 20
+)
 
 func TestBodiesAreDecodedByTheirCoding(t *testing.T) {
-	f := newInflater(0)
+	f := newInflater(testInflateBytes)
 	text := bytes.Repeat([]byte("some text that is repeated\r\n"), 5000)
 	noise := make([]byte, 300_000)
 	rand.NewChaCha8([32]byte{1}).Read(noise)
@@ -95,14 +98,14 @@ func TestBodiesAreDecodedByTheirCoding(t *testing.T) {
 
 func TestOtherCodingsAreRefused(t *testing.T) {
 	for _, encoding := range []string{"br", "deflate", "compress", "gzip, gzip", "identity, gzip", "*", "gzipp"} {
-		if _, err := newInflater(0).bodyReader([]byte(encoding), nil, 1, 1); err != errEncoding {
+		if _, err := newInflater(testInflateBytes).bodyReader([]byte(encoding), nil, 1, 1); err != errEncoding {
 			t.Errorf("%q: %v", encoding, err)
 		}
 	}
 }
 
 func TestDamagedBodiesAreTold(t *testing.T) {
-	f := newInflater(0)
+	f := newInflater(testInflateBytes)
 	p := bytes.Repeat([]byte("some text\r\n"), 100)
 	zipped, z := gzipOf(t, p), zstdOf(t, p)
 	flip := func(p []byte, i int) []byte { p = bytes.Clone(p); p[i] ^= 1; return p }
@@ -131,7 +134,7 @@ func TestDamagedBodiesAreTold(t *testing.T) {
 }
 
 func TestErrorsOfTheWireComeThroughTheDecoder(t *testing.T) {
-	f := newInflater(0)
+	f := newInflater(testInflateBytes)
 	broken := errors.New("broken")
 	p := bytes.Repeat([]byte("some text\r\n"), 100)
 	for encoding, wire := range map[string][]byte{"identity": p, "gzip": gzipOf(t, p), "zstd": zstdOf(t, p)} {
@@ -146,7 +149,7 @@ func TestErrorsOfTheWireComeThroughTheDecoder(t *testing.T) {
 
 // A few bytes that stand for very many must cost the memory of a decoder, and not that of what comes out.
 func TestABombIsStoppedAtTheLimit(t *testing.T) {
-	f := newInflater(0)
+	f := newInflater(testInflateBytes)
 	const limit = 1 << 20
 	for encoding, wire := range map[string][]byte{"gzip": gzipBomb(t), "zstd": zstdBomb()} {
 		if len(wire) > 2<<20 {
@@ -246,7 +249,7 @@ func FuzzBodyReader(f *testing.F) {
 	f.Add(gzipOf(f, p), uint8(1), uint32(2))
 	f.Add(zstdOf(f, p), uint8(2), uint32(3))
 	f.Add(zstdBomb()[:64], uint8(2), uint32(4))
-	in := newInflater(0)
+	in := newInflater(testInflateBytes)
 	f.Fuzz(func(t *testing.T, wire []byte, coding uint8, seed uint32) {
 		encoding := []string{"identity", "gzip", "zstd"}[coding%3]
 		const limit = 10000
@@ -268,7 +271,7 @@ func TestBodiesAllocateNothing(t *testing.T) {
 	if raceDetector {
 		t.Skip("the race detector's sync.Pool forgets on purpose")
 	}
-	f := newInflater(0)
+	f := newInflater(testInflateBytes)
 	p := bytes.Repeat([]byte("some text\r\n"), 400)
 	room := make([]byte, 16<<10)
 	for encoding, wire := range map[string][]byte{"identity": p, "gzip": gzipOf(t, p), "zstd": zstdOf(t, p)} {
@@ -296,7 +299,7 @@ func BenchmarkBodyReader(b *testing.B) {
 	for _, encoding := range []string{"identity", "gzip", "zstd"} {
 		wire := map[string][]byte{"identity": p, "gzip": gzipOf(b, p), "zstd": zstdOf(b, p)}[encoding]
 		b.Run("impl=fastedge/coding="+encoding, func(b *testing.B) {
-			f := newInflater(0)
+			f := newInflater(testInflateBytes)
 			r := bytes.NewReader(wire)
 			name := []byte(encoding)
 			b.SetBytes(int64(len(p)))
@@ -323,8 +326,9 @@ func BenchmarkBodyReader(b *testing.B) {
 					r, err = gzip.NewReader(bytes.NewReader(wire))
 				} else {
 					var d *zstd.Decoder
-					d, err = zstd.NewReader(bytes.NewReader(wire))
-					defer d.Close()
+					if d, err = zstd.NewReader(bytes.NewReader(wire)); err == nil {
+						defer d.Close()
+					}
 					r = d
 				}
 				for err == nil {
