@@ -41,6 +41,8 @@ func (res *result) special(all bool) (string, error) {
 		tables = [][][]string{res.stalledCells()}
 	case "spf":
 		tables = res.spfCells()
+	case "jetstream":
+		tables = res.jetstreamCells()
 	default:
 		return "", fmt.Errorf("no tables for results of the kind %q", res.Kind)
 	}
