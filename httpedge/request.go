@@ -715,6 +715,13 @@ func (d *decoder) str(take func(d *decoder, p []byte) error) error {
 	}
 	in := d.room.in[:]
 	start, end := d.r, d.r // in[start:end] is decoded and not taken
+	// What came before a fault is taken first: it may be at fault itself, and which of the two is told must not depend on the split.
+	fault := func(text string) error {
+		if err := d.flush(take, start, end); err != nil {
+			return err
+		}
+		return d.fault(text)
+	}
 	for {
 		n := plainRun(in[d.r:d.w])
 		if end != d.r {
@@ -732,12 +739,12 @@ func (d *decoder) str(take func(d *decoder, p []byte) error) error {
 					d.r += size
 					continue
 				} else if size < 0 {
-					return d.fault("bad escape in the string")
+					return fault("bad escape in the string")
 				}
 			case c < ' ':
-				return d.fault("control character in the string that is not escaped")
+				return fault("control character in the string that is not escaped")
 			case utf8.FullRune(rest):
-				return d.fault("not UTF-8")
+				return fault("not UTF-8")
 			}
 		}
 		// The next thing to look at is not there, or not all of it.
@@ -1070,29 +1077,35 @@ func (d *decoder) copyString() error {
 	in := d.room.in[:]
 	for {
 		n := plainRun(in[d.r:d.w])
+		ended, wrong := false, ""
 		if rest := in[d.r+n : d.w]; len(rest) > 0 {
 			switch c := rest[0]; {
 			case c == '"':
 				n++
-				err := d.takeText(in[d.r : d.r+n])
-				d.r += n
-				return err
+				ended = true
 			case c == '\\':
-				_, size := unescape(rest)
-				if size < 0 {
-					return d.fault("bad escape in the string")
+				if _, size := unescape(rest); size < 0 {
+					wrong = "bad escape in the string"
+				} else {
+					n += size
 				}
-				n += size
 			case c < ' ':
-				return d.fault("control character in the string that is not escaped")
+				wrong = "control character in the string that is not escaped"
 			case utf8.FullRune(rest):
-				return d.fault("not UTF-8")
+				wrong = "not UTF-8"
 			}
 		}
+		// As in str: what came before a fault may be at fault itself.
 		if err := d.takeText(in[d.r : d.r+n]); err != nil {
 			return err
 		}
-		if d.r += n; n == 0 {
+		d.r += n
+		switch {
+		case ended:
+			return nil
+		case wrong != "":
+			return d.fault(wrong)
+		case n == 0:
 			if err := d.must(); err != nil {
 				return err
 			}
