@@ -105,15 +105,10 @@ func TestACopyOfTheHeadHasMemoryOfItsOwn(t *testing.T) {
 			continue // long
 		}
 		want := e.AppendBinary(nil)
-		lists := NewList(pool.NewList(1<<20, nil))
-		owned, err := Decode(want)
+		// Everything lies in an arena, which Release overwrites.
+		kept := NewList(pool.NewList(1<<20, nil)).Get()
+		owned, err := Decode(kept.Keep(want))
 		if err != nil {
-			t.Fatal(err)
-		}
-		// Move everything into the arena, then let Release overwrite it.
-		kept := lists.Get()
-		arena := kept.Keep(want)
-		if owned, err = Decode(arena); err != nil {
 			t.Fatal(err)
 		}
 		c := owned.CloneHead()

@@ -184,12 +184,16 @@ func (s *Spool) admitKeys(batch []*queue.Submission) []*queue.Submission {
 
 // noteKeys takes down the keys of a batch that is durable. It runs on the committer.
 func (s *Spool) noteKeys(seg *segment, batch []*queue.Submission, msgs []message) {
-	if !slices.ContainsFunc(msgs, func(m message) bool { return m.keyed }) {
+	i := 0
+	for i < len(msgs) && !msgs[i].keyed {
+		i++
+	}
+	if i == len(msgs) {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for i := range msgs {
+	for ; i < len(msgs); i++ {
 		if m := &msgs[i]; m.keyed {
 			s.noteKey(seg, &storedKey{m.seq, m.id, batch[i].Env.Idempotency})
 		}
