@@ -279,14 +279,14 @@ func openInspector(cfg *config.Config, log *slog.Logger) (i queue.Inspector, clo
 
 // checkJetStream says what of the cluster is not as the configuration wants it, without changing anything. A cluster that does not answer is
 // a warning: serve starts without it.
-func checkJetStream(cfg *config.Config, log *slog.Logger) (warnings []config.Problem, problems config.Problems) {
+func checkJetStream(cfg *config.Config) (warnings []config.Problem, problems config.Problems) {
 	if !cfg.UsesJetStream() {
 		return nil, nil
 	}
 	const key = "queue.jetstream"
 	ctx, cancel := context.WithTimeout(context.Background(), maxFirstLook)
 	defer cancel()
-	differences, err := jetstream.Check(ctx, jetstreamOptions(cfg, log))
+	differences, err := jetstream.Check(ctx, jetstreamOptions(cfg, slog.New(slog.DiscardHandler)))
 	for _, difference := range differences {
 		warnings = append(warnings, config.Problem{Key: key, Message: key + ": " + difference})
 	}

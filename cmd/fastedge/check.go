@@ -34,7 +34,7 @@ func (c *checkCmd) Run(a *app) error {
 		if made != nil {
 			made.close()
 		}
-		warnings, wrong := checkJetStream(cfg, slog.New(&warningList{to: &result.Warnings}))
+		warnings, wrong := checkJetStream(cfg)
 		result.Warnings = append(result.Warnings, warnings...)
 		err = joinProblems(machineErr, append(problems, wrong...))
 		for _, address := range busy {

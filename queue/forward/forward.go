@@ -27,6 +27,7 @@
 package forward
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -232,8 +233,6 @@ func (f *Forwarder) read(d *queue.Delivery) *item {
 			return nil
 		}
 	}
-	// What Open gives begins with the trace field.
-	env.Trace = nil
 	if err := f.fill(env, d); err != nil {
 		env.Data.Release()
 		f.unreadable(d, err)
@@ -243,12 +242,24 @@ func (f *Forwarder) read(d *queue.Delivery) *item {
 	return it
 }
 
+// fill reads the message into env. What Open gives begins with the trace field, which stays apart when the source has told it.
 func (f *Forwarder) fill(env *envelope.Envelope, d *queue.Delivery) error {
 	r, err := d.Open()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
+	if len(env.Trace) > 0 {
+		front := make([]byte, len(env.Trace))
+		n, err := io.ReadFull(r, front)
+		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+			return err
+		}
+		if !bytes.Equal(front[:n], env.Trace) {
+			env.Trace = nil
+			env.Data.Append(f.chunks, front[:n])
+		}
+	}
 	for {
 		room := env.Data.Spare(f.chunks) // the list has no limit
 		n, err := r.Read(room)
@@ -279,13 +290,13 @@ func (f *Forwarder) unreadable(d *queue.Delivery, err error) {
 // gather hands batches over as soon as the last one is done with, and meanwhile takes what is leased, to the bounds of a batch.
 func (f *Forwarder) gather(leased <-chan *item, batches chan<- []*item) {
 	var batch []*item
-	bytes := int64(0)
+	size := int64(0)
 	for leased != nil || len(batch) > 0 {
 		in, out := leased, batches
 		if len(batch) == 0 {
 			out = nil
 		}
-		if len(batch) == f.o.Batch || bytes >= f.o.Window/2 {
+		if len(batch) == f.o.Batch || size >= f.o.Window/2 {
 			in = nil
 		}
 		select {
@@ -295,9 +306,9 @@ func (f *Forwarder) gather(leased <-chan *item, batches chan<- []*item) {
 				continue
 			}
 			batch = append(batch, it)
-			bytes += it.d.Size
+			size += it.d.Size
 		case out <- batch:
-			batch, bytes = make([]*item, 0, len(batch)), 0
+			batch, size = make([]*item, 0, len(batch)), 0
 		}
 	}
 }
