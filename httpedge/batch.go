@@ -2,6 +2,7 @@ package httpedge
 
 import (
 	"io"
+	"sync"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -28,9 +29,12 @@ type batch struct {
 	stop    chan struct{} // closed by Close
 	ended   chan struct{} // closed when the reader has ended
 	extra   int           // lanes beyond the first; the reader's
+	failed  bool          // the reader has panicked; known when pending is closed
 
-	out     []byte // answers not yet read, from used
-	used    int
+	out  []byte // answers not yet read, from used
+	used int
+
+	mu      sync.Mutex // of what follows, and of the deadline for reading while the reader runs
 	stopped bool
 }
 
@@ -86,12 +90,17 @@ func (r *byteReader) Read(p []byte) (int, error) {
 
 // read takes the lines in. Runs on: a goroutine of the batch's own.
 func (b *batch) read(r io.Closer) {
-	defer close(b.ended)
 	defer close(b.pending)
+	defer close(b.ended) // first: whoever has seen the last answer finds it closed
 	defer r.Close()
 	defer func() { b.srv.extra.Add(-int64(b.extra)) }()
-	for b.place() {
-		b.c.SetReadDeadline(time.Now().Add(b.c.at.Session.DataTimeout)) // each line has the time of a message
+	defer func() {
+		if r := recover(); r != nil {
+			b.srv.panicked(r)
+			b.failed = true
+		}
+	}()
+	for b.place() && b.mayRead(time.Now().Add(b.c.at.Session.DataTimeout)) { // each line has the time of a message
 		text, number, err := b.lines.Next()
 		if err == io.EOF {
 			return
@@ -109,6 +118,17 @@ func (b *batch) read(r io.Closer) {
 			return
 		}
 	}
+}
+
+// mayRead gives the reader time until then, unless Close has taken all that it had.
+func (b *batch) mayRead(until time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.stopped {
+		return false
+	}
+	b.c.SetReadDeadline(until)
+	return true
 }
 
 // place waits until one more line may be under way. The first lane is always there, others while there are some.
@@ -138,6 +158,12 @@ func (b *batch) place() bool {
 // takeLine decodes and judges one line, and hands its message over.
 func (s *Server) takeLine(b *batch, text io.Reader) (*intake, *problem) {
 	in := s.intake()
+	taken := false
+	defer func() {
+		if !taken {
+			s.release(in)
+		}
+	}()
 	in.poster = b.poster
 	in.lane.at = b.c.at
 	sess := b.c.at.Session
@@ -154,9 +180,10 @@ func (s *Server) takeLine(b *batch, text io.Reader) (*intake, *problem) {
 		p = s.speak(in)
 	}
 	if p != nil {
-		s.release(in)
+		p.keep()
 		return nil, p
 	}
+	taken = true
 	return in, nil
 }
 
@@ -177,7 +204,10 @@ func (b *batch) Read(p []byte) (int, error) {
 	for b.used == len(b.out) {
 		b.out, b.used = b.out[:0], 0
 		one, ok := <-b.pending
-		if !ok {
+		switch {
+		case !ok && b.failed:
+			return 0, errPanicked // an answer that is cut off, rather than one that seems complete
+		case !ok:
 			return 0, io.EOF
 		}
 		b.answer(one)
@@ -222,7 +252,9 @@ func (b *batch) answer(one line) {
 
 // Close is called when the response is over, or can't be sent. What was submitted is waited for.
 func (b *batch) Close() error {
+	b.mu.Lock()
 	if b.stopped {
+		b.mu.Unlock()
 		return nil
 	}
 	b.stopped = true
@@ -231,8 +263,9 @@ func (b *batch) Close() error {
 	case <-b.ended:
 	default:
 		b.c.SetReadDeadline(time.Unix(1, 0)) // whatever the reader waits for
-		<-b.ended
 	}
+	b.mu.Unlock()
+	<-b.ended
 	for one := range b.pending {
 		b.srv.settle(one.in)
 	}

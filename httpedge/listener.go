@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -81,10 +83,12 @@ func (d *door) Close() error {
 	return d.Listener.Close()
 }
 
-// canned are the answers to whom no request is read from.
+// canned are the answers to whom no request is read from. A relay that speaks the plain protocol takes a 4xx for good, unless X-Smtp-Reply
+// says that it is not.
 const (
-	canned503 = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-	canned429 = "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 60\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+	canned503 = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\n" + cannedEnd
+	canned429 = "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 60\r\n" + cannedEnd
+	cannedEnd = "X-Smtp-Reply: 421; message=\"4.3.2 Too many connections, try again later\"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 )
 
 // admit counts a connection, or turns it away.
@@ -132,10 +136,13 @@ type conn struct {
 	tls     *policy.TLS
 	left    []byte // read behind the PROXY header
 	arrived bool
-	gated   bool // counted by the Gate
+	lingers atomic.Bool // the client may still be sending when we are done
+
+	// While it drains, fasthttp closes a connection that has sent nothing for some time from another goroutine, also in the middle of arrive.
+	mu      sync.Mutex // of Conn, when it changes or is closed, and of what follows
+	gated   bool       // counted by the Gate
 	counted bool
 	closed  bool
-	lingers bool // the client may still be sending when we are done
 }
 
 var errTurnedAway = errors.New("httpedge: turned away")
@@ -143,7 +150,7 @@ var errTurnedAway = errors.New("httpedge: turned away")
 func (c *conn) Read(p []byte) (int, error) {
 	if !c.arrived {
 		c.arrived = true
-		if err := c.arrive(); err != nil {
+		if err := c.arriveSafely(); err != nil {
 			c.raw.Close()
 			return 0, err
 		}
@@ -152,26 +159,36 @@ func (c *conn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-// Close is called once by fasthttp; the server's own Close closes raw.
+// Close is called by fasthttp, sometimes twice; the server's own Close closes raw.
 func (c *conn) Close() error {
-	if c.lingers {
-		c.lingers = false
+	if c.lingers.Swap(false) {
 		c.linger()
 	}
 	c.srv.mu.Lock()
-	was := c.closed
-	c.closed = true
 	delete(c.srv.conns, c)
 	c.srv.mu.Unlock()
-	if !was {
-		if c.gated {
-			c.at.Gate.Leave(c.client.Addr())
-		}
-		if c.counted {
-			c.srv.meter.OpenConnections(c.index, -1)
-		}
+	c.mu.Lock()
+	was, inner := c.closed, c.Conn
+	c.closed = true
+	if !was && c.gated {
+		c.at.Gate.Leave(c.client.Addr())
 	}
-	return c.Conn.Close()
+	if !was && c.counted {
+		c.srv.meter.OpenConnections(c.index, -1)
+	}
+	c.mu.Unlock()
+	return inner.Close()
+}
+
+// arriveSafely is arrive, whose panic costs one connection.
+func (c *conn) arriveSafely() (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			c.srv.panicked(r)
+			err = errPanicked
+		}
+	}()
+	return c.arrive()
 }
 
 // lingerTime is how long a client that is still sending is listened to after its answer.
@@ -211,7 +228,14 @@ func (c *conn) arrive() error {
 	}
 	switch limit := c.at.Gate.Admit(c.client.Addr(), time.Now()); limit {
 	case policy.LimitNone:
-		c.gated = c.at.Gate != nil
+		c.mu.Lock()
+		closed := c.closed
+		c.gated = c.at.Gate != nil && !closed
+		c.mu.Unlock()
+		if closed {
+			c.at.Gate.Leave(c.client.Addr())
+			return net.ErrClosed
+		}
 	default:
 		c.srv.meter.Connection(c.index, map[policy.Limit]ConnResult{
 			policy.LimitPerAddress: ConnPerAddress, policy.LimitPerPrefix: ConnPerPrefix, policy.LimitRate: ConnRate,
@@ -221,13 +245,19 @@ func (c *conn) arrive() error {
 		}
 		return errTurnedAway
 	}
-	c.Conn = inner
 	if c.at.TLS != nil {
-		if err := c.handshake(inner); err != nil {
+		t, err := c.handshake(inner)
+		if err != nil {
 			return err
 		}
+		inner = t
 	}
-	c.counted = true
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return net.ErrClosed
+	}
+	c.Conn, c.counted = inner, true
 	c.srv.meter.Connection(c.index, ConnAccepted)
 	c.srv.meter.OpenConnections(c.index, 1)
 	return nil
@@ -289,7 +319,7 @@ func (c *conn) badProxy(e Event, why error) error {
 	return errTurnedAway
 }
 
-func (c *conn) handshake(inner net.Conn) error {
+func (c *conn) handshake(inner net.Conn) (net.Conn, error) {
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), c.srv.o.HandshakeTimeout)
 	defer cancel()
@@ -310,11 +340,10 @@ func (c *conn) handshake(inner net.Conn) error {
 	if err != nil {
 		c.srv.meter.Handshake(false, "", time.Since(start))
 		c.srv.meter.Event(EventHandshakeFailed)
-		return errTurnedAway
+		return nil, errTurnedAway
 	}
 	c.srv.meter.Handshake(true, c.tls.Version, time.Since(start))
-	c.Conn = t
-	return nil
+	return t, nil
 }
 
 // ahead is a connection of which some bytes are read already.

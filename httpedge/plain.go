@@ -20,9 +20,10 @@ import (
 // action answers one request.
 type action func(s *Server, ctx *fasthttp.RequestCtx, c *conn)
 
-// route says who answers a request, by its path.
+// route says who answers a request, by its path as it was sent: what stands in front of us may have rules of its own for paths below /v1, and must
+// not mean another one by them. So /x/../v1/messages and /%761/messages lead nowhere, and neither do ways out of /v1.
 func (s *Server) route(ctx *fasthttp.RequestCtx) action {
-	path := ctx.Path()
+	path := ctx.URI().PathOriginal()
 	switch {
 	case string(path) == "/v1/messages":
 		return (*Server).postMessage
@@ -32,7 +33,7 @@ func (s *Server) route(ctx *fasthttp.RequestCtx) action {
 		return (*Server).getMessage
 	case string(path) == "/openapi.json":
 		return (*Server).getOpenAPI
-	case len(path) >= 4 && string(path[:4]) == "/v1/":
+	case isAPI(path), isAPI(ctx.Path()):
 		return (*Server).getNothing
 	}
 	return (*Server).postPlain
@@ -40,14 +41,20 @@ func (s *Server) route(ctx *fasthttp.RequestCtx) action {
 
 const messagePath = "/v1/messages/"
 
+// isAPI says that a path is not one of the plain protocol's.
+func isAPI(path []byte) bool {
+	return len(path) >= 4 && string(path[:4]) == "/v1/" || string(path) == "/v1" || string(path) == "/openapi.json"
+}
+
 // refusedAtOnce answers requests whose refusal does not depend on the body.
 func (s *Server) refusedAtOnce(ctx *fasthttp.RequestCtx, c *conn) bool {
 	var p poster
-	switch path := ctx.Path(); {
+	switch path := ctx.URI().PathOriginal(); {
 	case string(path) == "/v1/messages", string(path) == "/v1/messages:batch":
 		return s.refusesPost(ctx, c, &p, string(path) != "/v1/messages")
-	case len(path) >= 4 && string(path[:4]) == "/v1/", string(path) == "/openapi.json":
-		return false // they have no body
+	case isAPI(path), isAPI(ctx.Path()):
+		s.route(ctx)(s, ctx, c) // whose answer is not about a body
+		return true
 	}
 	return s.refusesPlain(ctx, c, &p)
 }
@@ -64,7 +71,7 @@ var (
 func (s *Server) refusesPlain(ctx *fasthttp.RequestCtx, c *conn, p *poster) bool {
 	h := &ctx.Request.Header
 	if s.o.Path != nil {
-		if at := s.o.Path.FindIndex(ctx.Path()); at == nil || at[0] != 0 {
+		if at := s.o.Path.FindIndex(ctx.URI().PathOriginal()); at == nil || at[0] != 0 {
 			return s.bare(ctx, fasthttp.StatusNotFound)
 		}
 	}

@@ -352,6 +352,9 @@ func (s *Server) lane() *lane {
 // park takes a lane back, whose dialogue it ends.
 func (s *Server) park(l *lane) {
 	l.over()
+	if l.sub.Env != nil {
+		return // after a panic: the queue's answer is still to come, and is nobody else's
+	}
 	l.last = nil
 	if cap(l.out) > maxKeptOut {
 		l.out = nil
@@ -414,13 +417,12 @@ func onceASecond(last *atomic.Int64, now time.Time) bool {
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	defer func() {
 		if r := recover(); r != nil {
-			s.meter.Event(EventPanic)
-			s.log.Error("panic in an HTTP handler", "panic", r, "stack", string(debug.Stack()))
+			s.panicked(r)
 			ctx.Response.Reset()
 			ctx.SetStatusCode(fasthttp.StatusInternalServerError)
 			ctx.SetConnectionClose()
 		}
-		ctx.Conn().(*conn).lingers = ctx.Response.ConnectionClose()
+		ctx.Conn().(*conn).lingers.Store(ctx.Response.ConnectionClose())
 		s.meter.Request(ctx.Response.StatusCode())
 	}()
 	if !wellFormed(&ctx.Request.Header) {
@@ -430,39 +432,70 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	s.route(ctx)(s, ctx, ctx.Conn().(*conn))
 }
 
-var errMalformed = errors.New("httpedge: bare LF, obs-fold or two lengths in a header")
+var errPanicked = errors.New("httpedge: panicked")
 
-// wellFormed says that header lines end with CRLF, all of them, that none goes on in the next, and that only one of them says how long the body is
-// (RFC 9112 §2.2, §5.2, §6.3). fasthttp takes all of that; whatever stands in front of us may have seen other fields, and another end of the body.
+// panicked counts and tells of our bug.
+func (s *Server) panicked(why any) {
+	s.meter.Event(EventPanic)
+	s.log.Error("panic in the HTTP edge", "panic", why, "stack", string(debug.Stack()))
+}
+
+var errMalformed = errors.New("httpedge: bare LF, obs-fold, a blank in a name or two lengths in a header")
+
+// wellFormed says that header lines end with CRLF, all of them, that none goes on in the next, that no name has a blank in it, and that only one of
+// them says how long the body is (RFC 9112 §2.2, §5.1, §5.2, §6.3). fasthttp takes all of that; whatever stands in front of us may have seen other
+// fields, and another end of the body.
 func wellFormed(h *fasthttp.RequestHeader) bool {
 	raw := h.RawHeaders()
-	if h.ContentLength() == -1 && hasField(raw, "content-length") {
-		return false
-	}
+	length, encoding := false, false
 	for i := 0; i < len(raw); {
 		end := bytes.IndexByte(raw[i:], '\n')
 		if raw[i] == ' ' || raw[i] == '\t' || end == 0 || end > 0 && raw[i+end-1] != '\r' {
 			return false
+		}
+		line := raw[i:]
+		if end >= 0 {
+			line = line[:end]
+		}
+		name := line[:max(bytes.IndexByte(line, ':'), 0)]
+		for _, c := range name {
+			if c <= ' ' {
+				return false
+			}
+		}
+		switch len(name) {
+		case len("content-length"):
+			length = length || equalFold(name, "content-length")
+		case len("transfer-encoding"):
+			encoding = encoding || equalFold(name, "transfer-encoding")
 		}
 		if end < 0 {
 			break
 		}
 		i += end + 1
 	}
-	return true
+	return !length || !encoding
 }
 
 // expected is asked before 100 Continue: whoever will be refused whatever the body is, is refused now. Anything but 100 is the answer.
-func (s *Server) expected(ctx *fasthttp.RequestCtx) int {
+func (s *Server) expected(ctx *fasthttp.RequestCtx) (status int) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.panicked(r)
+			ctx.Response.Reset()
+			status = fasthttp.StatusInternalServerError
+		}
+		if status != fasthttp.StatusContinue {
+			ctx.Conn().(*conn).lingers.Store(true)
+			s.meter.Request(status)
+		}
+	}()
 	if !wellFormed(&ctx.Request.Header) {
 		s.broken(ctx, errMalformed)
 		return ctx.Response.StatusCode()
 	}
 	if s.refusedAtOnce(ctx, ctx.Conn().(*conn)) {
-		status := ctx.Response.StatusCode()
-		ctx.Conn().(*conn).lingers = true
-		s.meter.Request(status)
-		return status
+		return ctx.Response.StatusCode()
 	}
 	return fasthttp.StatusContinue
 }
@@ -482,8 +515,12 @@ func (s *Server) broken(ctx *fasthttp.RequestCtx, err error) {
 	}
 	ctx.Response.Reset()
 	ctx.SetStatusCode(status)
+	if status == fasthttp.StatusRequestTimeout { // without it a relay of the plain protocol takes a 4xx for good
+		var room [MaxSMTPReplyBytes]byte
+		ctx.Response.Header.SetBytesV("X-Smtp-Reply", appendSMTPReply(room[:0], replyTooSlow, ""))
+	}
 	ctx.SetConnectionClose()
 	if c, ok := ctx.Conn().(*conn); ok {
-		c.lingers = true
+		c.lingers.Store(true)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"hash"
 	"io"
@@ -55,6 +54,7 @@ func (s *Server) intake() *intake {
 }
 
 func (s *Server) release(in *intake) {
+	s.dropKey(in) // only a panic has left one
 	in.data.Release()
 	s.park(in.lane)
 	in.m.reset()
@@ -544,6 +544,7 @@ func (s *Server) finish(in *intake) *problem {
 	}
 	if in.key != [32]byte{} {
 		s.keys.done(in.key, in.id, in.answer)
+		in.key = [32]byte{}
 	}
 	return nil
 }
@@ -560,23 +561,35 @@ func (s *Server) getMessage(ctx *fasthttp.RequestCtx, c *conn) {
 		s.away(ctx, c, t)
 		return
 	}
-	id, err := envelope.ParseID(string(ctx.Path()[len(messagePath):]))
+	id, err := envelope.ParseID(string(ctx.URI().PathOriginal()[len(messagePath):]))
 	if err == nil {
 		if s.o.Inspector == nil {
 			err = queue.ErrNotFound
 		} else {
 			var entry queue.Entry
-			if entry, err = s.o.Inspector.Show(id); err == nil && entry.User != p.user {
+			if entry, err = s.o.Inspector.Show(id); err == nil && !p.maySee(&entry) {
 				err = queue.ErrNotFound // of somebody else, whose business it is alone
 			} else if err == nil {
 				ctx.Response.Header.SetContentType("application/json")
-				b, _ := json.Marshal(entry) // a struct of strings and numbers
-				ctx.Response.SetBodyRaw(b)
+				ctx.Response.SetBodyRaw(appendEntry(nil, &entry))
 				return
 			}
 		}
 	}
 	s.write(ctx, httpProblem("not_found", "No such message in the queue: it is not known, or it has been handed on"))
+}
+
+// maySee says whose message it is: that of who logged in with the same name; without a login, that of the same address, or of anybody without
+// one for who may send to any domain.
+func (p *poster) maySee(e *queue.Entry) bool {
+	if p.user != "" || e.User != "" {
+		return e.User == p.user
+	}
+	if p.mayRelay {
+		return true
+	}
+	client, err := netip.ParseAddrPort(e.Client)
+	return err == nil && p.client.IsValid() && client.Addr().Unmap() == p.client.Addr()
 }
 
 func (s *Server) getNothing(ctx *fasthttp.RequestCtx, c *conn) {
