@@ -228,7 +228,8 @@ func TestTheServerDoesWhatTheDocumentSays(t *testing.T) {
 	s.bad(415, "POST", "/v1/messages", simple, "Content-Type: text/plain")
 	s.bad(405, "DELETE", "/v1/messages", "")
 
-	s.good(200, "POST", "/v1/messages:batch", batchLines(full, strings.Replace(simple, "{", `{"idempotency_key":"k1",`, 1)), asNDJSON)
+	s.good(200, "POST", "/v1/messages:batch", batchLines(full, strings.Replace(simple, "{", `{"idempotency_key":"k1",`, 1),
+		strings.Replace(simple, `"b@`, `"later@`, 1)), asNDJSON)
 	s.bad(200, "POST", "/v1/messages:batch", "{}\n"+simple+"\n[", asNDJSON)
 	s.bad(415, "POST", "/v1/messages:batch", simple, asJSON)
 	s.bad(405, "GET", "/v1/messages:batch", "")
