@@ -83,6 +83,9 @@ reply = "550 5.7.1 not here"
 	if !strings.Contains(string(shown), `"metadata":{"k":"v"}`) {
 		t.Errorf("%s", shown)
 	}
+	if out, err := command(t, dir, httpConfig, "queue", "show", answer.ID).CombinedOutput(); err != nil || !strings.Contains(string(out), `{"k":"v"}`) {
+		t.Errorf("queue show: %v\n%s", err, out)
+	}
 	p.wait("its line in the log", func() bool { return strings.Contains(p.log.String(), `"message":"`+answer.ID+`"`) })
 	if log := p.log.String(); !strings.Contains(log, `"proto":"HTTP"`) || !strings.Contains(log, `"reason":"rule"`) {
 		t.Errorf("the log does not tell of it:\n%s", log)

@@ -100,7 +100,10 @@ func spoolOptions(cfg *config.Config, log *slog.Logger) spool.Options {
 		Durability:  durability,
 		SegmentSize: int64(cfg.Queue.SegmentSize),
 		MinFree:     int64(cfg.Queue.MinFree),
-		Log:         log,
+		RememberFor: cfg.HTTP.IdempotencyTime,
+		// The HTTP edge keeps to its limit by itself; the spool counts a key until all of its file is out of date.
+		MaxRemembered: 2 * cfg.HTTP.IdempotencyKeys,
+		Log:           log,
 	}
 	if o.MinFree == 0 {
 		o.MinFree = -1 // the spool's zero is its default
@@ -276,11 +279,11 @@ func show(w io.Writer, e queue.Entry) error {
 	line("from", path(e.ReversePath))
 	line("client", e.Client)
 	line("helo", e.Helo)
-	if e.User != "" {
-		line("user", e.User)
-	}
-	if e.Results != "" {
-		line("results", e.Results)
+	line("user", e.User)
+	line("results", e.Results)
+	line("metadata", string(e.Metadata))
+	if e.RequireTLS {
+		line("requires", "TLS")
 	}
 	line("protocol", e.Protocol)
 	line("listener", e.Listener)
