@@ -213,8 +213,8 @@ func (s *Spool) abandon() {
 // TestRestartWith100000Messages prints how long Open takes; the promise is a second to the first EHLO. It fails only when it is far off,
 // as machines differ.
 func TestRestartWith100000Messages(t *testing.T) {
-	if testing.Short() {
-		t.Skip("writes 430 MB")
+	if testing.Short() || raceEnabled {
+		t.Skip("writes 430 MB to see how long something takes")
 	}
 	dir := t.TempDir()
 	o := Options{Durability: OS, MinFree: -1, Log: quiet}
@@ -226,7 +226,7 @@ func TestRestartWith100000Messages(t *testing.T) {
 		}
 		took := time.Since(began)
 		t.Logf("%s: open with %d messages took %v", how, s.live.Load(), took.Round(time.Millisecond))
-		if took > 10*time.Second {
+		if took > time.Minute {
 			t.Errorf("open took %v", took)
 		}
 		return s
