@@ -1,6 +1,7 @@
 package jetstream
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -363,7 +364,7 @@ func (q *Queue) Close() error {
 	q.cancel()
 	q.nc.Close()
 	q.committing.Lock() // a commit under way has seen the connection close
-	q.committing.Unlock()
+	defer q.committing.Unlock()
 	q.loops.Wait()
 	q.running.Wait()
 	return nil
@@ -408,14 +409,16 @@ func (q *Queue) api(ctx context.Context, what string, in, out any) error {
 	if err != nil {
 		return fmt.Errorf("jetstream: %s: %w", what, err)
 	}
-	var failed struct {
-		Error *js.APIError `json:"error"`
-	}
-	if err := json.Unmarshal(m.Data, &failed); err != nil {
-		return fmt.Errorf("jetstream: %s: %w", what, err)
-	}
-	if failed.Error != nil {
-		return fmt.Errorf("jetstream: %s: %w", what, failed.Error)
+	if bytes.Contains(m.Data, []byte(`"error":`)) { // cheap: the answer may be a long message, in base 64
+		var failed struct {
+			Error *js.APIError `json:"error"`
+		}
+		if err := json.Unmarshal(m.Data, &failed); err != nil {
+			return fmt.Errorf("jetstream: %s: %w", what, err)
+		}
+		if failed.Error != nil {
+			return fmt.Errorf("jetstream: %s: %w", what, failed.Error)
+		}
 	}
 	if out == nil {
 		return nil

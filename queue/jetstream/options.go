@@ -55,9 +55,6 @@ type Options struct {
 	Now func() time.Time
 	// Log gets what an operator should know. Default slog.Default().
 	Log *slog.Logger
-
-	// hook is called at named points; tests only.
-	hook func(point string)
 }
 
 // Bounds that have no option.
@@ -134,9 +131,6 @@ func (o *Options) defaults() error {
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()
-	}
-	if o.hook == nil {
-		o.hook = func(string) {}
 	}
 	for _, name := range []struct{ what, value string }{
 		{"stream", o.Stream}, {"durable", o.Durable}, {"object bucket", o.ObjectBucket},

@@ -602,7 +602,6 @@ func (q *Queue) Commit(batch []*queue.Submission) {
 			flights = append(flights, sub)
 		}
 	}
-	q.o.hook("commit")
 	f := &flight{
 		stream: q.o.Stream, n: len(flights), mode: batchMode(q.mode.Load()), deadline: deadline,
 		size: func(i int) int64 { return flights[i].bytes },
