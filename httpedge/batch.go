@@ -54,6 +54,10 @@ func (s *Server) postBatch(ctx *fasthttp.RequestCtx, c *conn) {
 	if s.refusesPost(ctx, c, &b.poster, true) {
 		return
 	}
+	if !ctx.Request.Header.IsHTTP11() {
+		s.problem(ctx, c, httpProblem("not_offered", "A batch needs HTTP/1.1: its answer comes in chunks"))
+		return
+	}
 	body := ctx.RequestBodyStream()
 	if body == nil {
 		body = eofReader{}

@@ -93,7 +93,8 @@ type Options struct {
 	HandshakeTimeout, ProxyTimeout time.Duration
 
 	Log *slog.Logger
-	// Lines gets the line that every message causes, in LineFormat; whole lines, from any goroutine. nil: no such lines.
+	// Lines gets the line that every message causes, some at a time, in LineFormat; whole lines, from any goroutine. Its Write must not block, and may
+	// not keep what it is given. nil: no such lines.
 	Lines      io.Writer
 	LineFormat logline.Format
 	Meter      Meter // may be nil
@@ -161,6 +162,8 @@ type Server struct {
 	doors    []*door
 	keys     *keyTable // nil: idempotency keys are refused
 	inflater *inflater
+	chunks   *pool.List // of all lanes
+	lines    lines
 	intakes  sync.Pool    // of *intake
 	pieces   sync.Pool    // of *[bodyPiece]byte
 	extra    atomic.Int64 // lanes that batches have beyond their first
@@ -177,6 +180,9 @@ type Server struct {
 
 // maxIdleLanes bounds the idle ones: each keeps some 20 KiB.
 const maxIdleLanes = 256
+
+// maxIdleChunkBytes bounds the idle chunks, which lanes share: 1,024 small messages.
+const maxIdleChunkBytes = 8 << 20
 
 // inflateBytes is how much memory all bodies that are decompressed may take together.
 const inflateBytes = 256 << 20
@@ -216,6 +222,8 @@ func New(o Options) (*Server, error) {
 		o.Meter = noMeter{}
 	}
 	s := &Server{o: o, log: o.Log, meter: o.Meter, conns: map[*conn]struct{}{}, inflater: newInflater(inflateBytes)}
+	s.chunks = pool.NewSharedList(maxIdleChunkBytes, o.Budget)
+	s.lines.out = o.Lines
 	if o.Remembered != nil {
 		s.keys = newKeys(o.MaxIdempotencyKeys, o.IdempotencyTime)
 		err := o.Remembered.Remembered(time.Now().Add(-o.IdempotencyTime), func(r queue.Remembered) bool {
@@ -250,6 +258,7 @@ func New(o Options) (*Server, error) {
 		NoDefaultContentType:         true,
 		SecureErrorLogMessage:        true,
 		CloseOnShutdown:              true,
+		LazyRequestTime:              true,
 	}
 	for i := range o.Listeners {
 		d, err := newDoor(s, i)
@@ -310,12 +319,14 @@ func (s *Server) Serve() error {
 // error.
 func (s *Server) Drain(ctx context.Context) error {
 	s.draining.Store(true)
+	defer s.lines.noMore()
 	return s.http.ShutdownWithContext(ctx)
 }
 
 // Close ends every connection. What was submitted is committed all the same.
 func (s *Server) Close() {
 	s.draining.Store(true)
+	defer s.lines.noMore()
 	for _, d := range s.doors {
 		d.Close()
 	}
@@ -396,7 +407,7 @@ func (s *Server) submitted(l *lane, env *envelope.Envelope, err error, now time.
 	}
 	if s.o.Lines != nil && s.log.Enabled(noContext, slog.LevelInfo) {
 		l.line = s.o.LineFormat.Message(l.line[:0], now, env, l.tls, now.Sub(l.eod), err == nil)
-		s.o.Lines.Write(l.line)
+		s.lines.add(l.line)
 	}
 }
 
@@ -420,6 +431,11 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 			s.panicked(r)
 			ctx.Response.Reset()
 			ctx.SetStatusCode(fasthttp.StatusInternalServerError)
+			ctx.SetConnectionClose()
+		}
+		if ctx.Request.Header.ContentLength() == -1 {
+			// Deviation: RFC 9112 §9.3 lets a connection go on. fasthttp takes a trailer section whose lines end with a bare LF, even the last one, so that
+			// somebody in front of us may see its end elsewhere: nothing behind a chunked body is read.
 			ctx.SetConnectionClose()
 		}
 		ctx.Conn().(*conn).lingers.Store(ctx.Response.ConnectionClose())

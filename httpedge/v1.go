@@ -163,6 +163,7 @@ func (s *Server) postMessage(ctx *fasthttp.RequestCtx, c *conn) {
 	}
 	in.lane.at = c.at
 	in.dry = string(ctx.QueryArgs().Peek("validate")) == "only"
+	key := ctx.Request.Header.Peek("Idempotency-Key") // now: afterwards it might be from the trailer section
 	if p, read := s.decode(ctx, in); p != nil {
 		s.write(ctx, *p)
 		if !read {
@@ -170,7 +171,7 @@ func (s *Server) postMessage(ctx *fasthttp.RequestCtx, c *conn) {
 		}
 		return
 	}
-	if key := ctx.Request.Header.Peek("Idempotency-Key"); len(key) > 0 {
+	if len(key) > 0 {
 		if p := s.useKey(in, key); p != nil {
 			s.write(ctx, *p)
 			return
