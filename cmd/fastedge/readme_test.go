@@ -23,13 +23,13 @@ func TestTheReadmesConfigurationsAreGood(t *testing.T) {
 	}
 	dir := t.TempDir()
 	p := newAuthority(t).issue("readme", false, "mx1.example.net")
-	for name, text := range map[string]string{"users": "", "recipients": "alice@example.net\n"} {
+	for name, text := range map[string]string{"users": "", "keys": "", "recipients": "alice@example.net\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	places := strings.NewReplacer("/etc/fastedge/chain.pem", p.cert, "/etc/fastedge/key.pem", p.key,
-		"/etc/fastedge/users", filepath.Join(dir, "users"), "/etc/fastedge/recipients", filepath.Join(dir, "recipients"),
+		"/etc/fastedge/users", filepath.Join(dir, "users"), "/etc/fastedge/keys", filepath.Join(dir, "keys"), "/etc/fastedge/recipients", filepath.Join(dir, "recipients"),
 		"/var/lib/fastedge", dir)
 	// Ports below 1024 may not be ours, and others may be in use: the machine is not what is tested.
 	ports := regexp.MustCompile(`address = ":\d+"`)
