@@ -1,5 +1,7 @@
 package main
 
+import "strings"
+
 // jetstreamCells are the tables of bench/jetstream/run: mail from end to end with each engine, and the ways of publishing.
 func (res *result) jetstreamCells() [][][]string {
 	mail := [][]string{{"queue.engine", "accepted a second", "handed on a second", "ack p50, ms", "p99, ms", "edges, CPU µs", "relays, CPU µs", "nats-servers, CPU µs", "together", "duplicates"}}
@@ -17,7 +19,7 @@ func (res *result) jetstreamCells() [][][]string {
 			m["edge-µs"].String(), m["relay-µs"].String(), m["servers-µs"].String(), together.String(), m["duplicates"].String()})
 	}
 	publish := [][]string{{"publishing", "copies", "messages a second", "× one by one", "× one after the other"}}
-	for _, copies := range []string{"1", "3"} {
+	for _, copies := range []string{"1", "3", "1-always"} {
 		rate := func(mode string) *spread {
 			if w := res.row("bench", "Publish/replicas="+copies+"/batch="+mode); w != nil {
 				return w.Metrics["msgs/s"]
@@ -29,7 +31,7 @@ func (res *result) jetstreamCells() [][][]string {
 			{"alone", "one after the other"}, {"off", "one by one, within a window"}, {"fast", "fast batch"}, {"atomic", "atomic batch"},
 		} {
 			if r := rate(line.mode); r != nil {
-				publish = append(publish, []string{line.as, copies, r.String(), times(r, rate("off")), times(r, rate("alone"))})
+				publish = append(publish, []string{line.as, strings.Replace(copies, "-", ", sync_interval: ", 1), r.String(), times(r, rate("off")), times(r, rate("alone"))})
 			}
 		}
 	}
