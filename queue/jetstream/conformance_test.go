@@ -44,7 +44,9 @@ func TestConformance(t *testing.T) {
 					s = alone(t, dir)
 					servers[dir] = s
 				}
-				q, err := Open(context.Background(), Options{URLs: []string{s.ClientURL()}, Create: true, Now: now, Log: quiet, Batch: batch})
+				q, err := Open(context.Background(), Options{
+					URLs: []string{s.ClientURL()}, Create: true, Now: now, Log: quiet, Batch: batch, Timeout: 30 * time.Second,
+				})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -64,20 +64,54 @@ func TestAnotherRelayGoesOnWhereOneDied(t *testing.T) {
 	})
 }
 
-// A lease lives as long as its relay does, however long that takes.
-func TestALeaseOutlivesAckWaitWhileItsRelayLives(t *testing.T) {
+// A relay tells the consumer that it lives, for all that it has leased, and for nothing that waits or is done.
+func TestHeartbeatsKeepLeasesAlive(t *testing.T) {
 	s := alone(t, t.TempDir())
-	o := Options{AckWait: time.Second}
-	q, other := opened(t, o, s), opened(t, o, s)
-	mustCommit(t, q, queuetest.NewMaker(nil), 1, 10)
-	d := lease(t, q)
-	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
-	defer cancel()
-	if again, err := other.Lease(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("leased twice: %v, %v", again, err)
-	}
-	if err := q.Settle(d, []queue.Outcome{deliveredOutcome}, time.Time{}); err != nil {
+	q := opened(t, Options{AckWait: time.Hour}, s)
+	mustCommit(t, q, queuetest.NewMaker(nil), 3, 10)
+	leased, waits, done := lease(t, q), lease(t, q), lease(t, q)
+	if err := q.Settle(waits, []queue.Outcome{deferredOutcome}, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
+	}
+	if err := q.Settle(done, []queue.Outcome{deliveredOutcome}, time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	within, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	q.settled(within)
+	nc, err := nats.Connect(s.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	acks, err := nc.SubscribeSync("$JS.ACK.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	q.mu.Lock()
+	want := q.leases[leased].ack
+	q.mu.Unlock()
+	q.heartbeat()
+	if err := q.nc.Publish("$JS.ACK.end", nil); err != nil {
+		t.Fatal(err)
+	}
+	for n := 0; ; n++ {
+		m, err := acks.NextMsgWithContext(within)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Subject == "$JS.ACK.end" {
+			if n != 1 {
+				t.Errorf("%d signs of life", n)
+			}
+			break
+		}
+		if m.Subject != want || string(m.Data) != "+WPI" {
+			t.Errorf("%s: %q", m.Subject, m.Data)
+		}
 	}
 }
 
