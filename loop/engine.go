@@ -120,25 +120,24 @@ func reserve(address string) (bound string, r reservation, err error) {
 	if err != nil {
 		return "", r, err
 	}
-	for _, reuse := range []bool{false, true} {
-		fd, port, err := bindTCP(tcp, reuse)
-		if err != nil && tcp.IP == nil && errors.Is(err, unix.EAFNOSUPPORT) {
-			tcp.IP = net.IPv4zero // no IPv6 here
-			fd, port, err = bindTCP(tcp, reuse)
-		}
-		if err != nil {
-			return "", r, fmt.Errorf("bind %s: %w", address, err)
-		}
-		tcp.Port = port
-		if reuse {
-			return tcp.String(), reservation{fd}, nil
-		}
-		unix.Close(fd)
+	fd, port, err := bindTCP(tcp)
+	if err != nil && tcp.IP == nil && errors.Is(err, unix.EAFNOSUPPORT) {
+		tcp.IP = net.IPv4zero // no IPv6 here
+		fd, port, err = bindTCP(tcp)
 	}
-	panic("unreachable")
+	if err != nil {
+		return "", r, fmt.Errorf("bind %s: %w", address, err)
+	}
+	tcp.Port = port
+	// The socket stays bound, so that the port is nobody else's until the loops have theirs.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+		unix.Close(fd)
+		return "", r, fmt.Errorf("bind %s: %w", address, err)
+	}
+	return tcp.String(), reservation{fd}, nil
 }
 
-func bindTCP(a *net.TCPAddr, reusePort bool) (fd, port int, err error) {
+func bindTCP(a *net.TCPAddr) (fd, port int, err error) {
 	family, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: a.Port})
 	if ip4 := a.IP.To4(); ip4 != nil {
 		family, sa = unix.AF_INET, &unix.SockaddrInet4{Port: a.Port, Addr: [4]byte(ip4)}
@@ -156,11 +155,6 @@ func bindTCP(a *net.TCPAddr, reusePort bool) (fd, port int, err error) {
 	}()
 	if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 		return fd, 0, err
-	}
-	if reusePort {
-		if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
-			return fd, 0, err
-		}
 	}
 	if family == unix.AF_INET6 && a.IP != nil {
 		if err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
