@@ -103,8 +103,17 @@ func appendSMTPReply(dst []byte, r smtpcodec.Reply, command string) []byte {
 	if r.Enhanced != (smtpcodec.EnhancedCode{}) {
 		dst = append(appendEnhanced(dst, r), ' ')
 	}
-	for i := range len(r.Text) {
-		c := r.Text[i]
+	dst = append(appendQuoted(dst, r.Text, limit), '"')
+	if command != "" {
+		dst = append(append(append(dst, `; command="`...), command...), '"')
+	}
+	return dst
+}
+
+// appendQuoted appends what stands between the quotes, until dst has limit bytes.
+func appendQuoted[T string | []byte](dst []byte, text T, limit int) []byte {
+	for i := range len(text) {
+		c := text[i]
 		switch {
 		case c == '\n':
 			c = ' '
@@ -122,10 +131,6 @@ func appendSMTPReply(dst []byte, r smtpcodec.Reply, command string) []byte {
 			break
 		}
 		dst = append(dst, c)
-	}
-	dst = append(dst, '"')
-	if command != "" {
-		dst = append(append(append(dst, `; command="`...), command...), '"')
 	}
 	return dst
 }

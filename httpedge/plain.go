@@ -301,6 +301,6 @@ func (s *Server) accepted(ctx *fasthttp.RequestCtx, l *lane, id envelope.ID) {
 	var room [MaxSMTPReplyBytes]byte
 	h := &ctx.Response.Header
 	ctx.SetStatusCode(s.o.Success)
-	h.SetBytesV("X-Smtp-Reply", appendSMTPReply(room[:0], l.answer(), ""))
+	h.SetBytesV("X-Smtp-Reply", l.appendSaid(room[:0]))
 	h.SetBytesV("X-Queue-Id", id.AppendTo(room[:0]))
 }
