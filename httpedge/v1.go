@@ -377,13 +377,12 @@ func (s *Server) useKey(in *intake, value []byte) *problem {
 // replayed makes the results of the first request again. Its recipients are this one's: otherwise the payload would be another.
 func (in *intake) replayed(answer []byte) {
 	in.results, _ = parseAnswer(in.results[:0], answer)
-	for i := range in.m.Rcpts {
-		if i == len(in.results) { // the answer does not say
-			in.results = append(in.results, recipientResult{Reply: replyRecipientOk})
-		}
+	if len(in.results) != len(in.m.Rcpts) { // it does not say: there were too many different replies to keep
+		in.results = in.results[:0]
+	}
+	for i := range in.results {
 		in.results[i].Address = in.m.Rcpts[i].Address
 	}
-	in.results = in.results[:len(in.m.Rcpts)]
 }
 
 // keyed makes the two hashes: of who asks with which key, and for what.
@@ -562,22 +561,22 @@ func (s *Server) getMessage(ctx *fasthttp.RequestCtx, c *conn) {
 		s.away(ctx, c, t)
 		return
 	}
-	id, err := envelope.ParseID(string(ctx.URI().PathOriginal()[len(messagePath):]))
-	if err == nil {
-		if s.o.Inspector == nil {
-			err = queue.ErrNotFound
-		} else {
-			var entry queue.Entry
-			if entry, err = s.o.Inspector.Show(id); err == nil && !p.maySee(&entry) {
-				err = queue.ErrNotFound // of somebody else, whose business it is alone
-			} else if err == nil {
-				ctx.Response.Header.SetContentType("application/json")
-				ctx.Response.SetBodyRaw(appendEntry(nil, &entry))
-				return
-			}
-		}
+	if entry, ok := s.find(&p, string(ctx.URI().PathOriginal()[len(messagePath):])); ok {
+		ctx.Response.Header.SetContentType("application/json")
+		ctx.Response.SetBodyRaw(appendEntry(nil, &entry))
+		return
 	}
 	s.write(ctx, httpProblem("not_found", "No such message in the queue: it is not known, or it has been handed on"))
+}
+
+// find looks a message up for p. Somebody else's is as unknown as one that there is not.
+func (s *Server) find(p *poster, text string) (e queue.Entry, ok bool) {
+	id, err := envelope.ParseID(text)
+	if err != nil || s.o.Inspector == nil {
+		return e, false
+	}
+	e, err = s.o.Inspector.Show(id)
+	return e, err == nil && p.maySee(&e)
 }
 
 // maySee says whose message it is: that of who logged in with the same name; without a login, that of the same address, or of anybody without
