@@ -55,17 +55,10 @@ func (s *Server) postBatch(ctx *fasthttp.RequestCtx, c *conn) {
 		return
 	}
 	if !ctx.Request.Header.IsHTTP11() {
-		s.problem(ctx, c, httpProblem("not_offered", "A batch needs HTTP/1.1: its answer comes in chunks"))
+		s.problem(ctx, c, httpProblem("syntax", "A batch needs HTTP/1.1: its answer comes in chunks"))
 		return
 	}
-	body := ctx.RequestBodyStream()
-	if body == nil {
-		body = eofReader{}
-		if whole := ctx.Request.Body(); len(whole) > 0 {
-			body = &byteReader{whole}
-		}
-	}
-	r, err := s.inflater.bodyReader(ctx.Request.Header.Peek("Content-Encoding"), body, s.o.MaxBatchBytes, s.o.MaxBatchBytes)
+	r, err := s.inflater.bodyReader(ctx.Request.Header.Peek("Content-Encoding"), c.wholeBody(ctx), s.o.MaxBatchBytes, s.o.MaxBatchBytes)
 	if err != nil {
 		s.problem(ctx, c, s.bodyProblem(err))
 		return
@@ -75,21 +68,6 @@ func (s *Server) postBatch(ctx *fasthttp.RequestCtx, c *conn) {
 	go b.read(r)
 	ctx.Response.Header.SetContentType("application/x-ndjson")
 	ctx.Response.SetBodyStream(b, -1)
-}
-
-type eofReader struct{}
-
-func (eofReader) Read([]byte) (int, error) { return 0, io.EOF }
-
-type byteReader struct{ p []byte }
-
-func (r *byteReader) Read(p []byte) (int, error) {
-	if len(r.p) == 0 {
-		return 0, io.EOF
-	}
-	n := copy(p, r.p)
-	r.p = r.p[n:]
-	return n, nil
 }
 
 // read takes the lines in. Runs on: a goroutine of the batch's own.

@@ -149,6 +149,37 @@ func TestNothingHiddenInARequestIsRead(t *testing.T) {
 	}
 }
 
+// A message is there whole, or it is none: whatever its size, protocol and coding, and wherever the client has left.
+func TestACutOffBodyIsNoMessage(t *testing.T) {
+	e := serve(t, nil)
+	plainHead, v1Head := "POST / HTTP/1.1\r\nHost: x\r\n"+toHeader+"\r\n", "POST /v1/messages HTTP/1.1\r\nHost: x\r\n"+rfc822+"\r\n"+fromHeader+"\r\n"+toHeader+"\r\n"
+	batchHead := "POST /v1/messages:batch HTTP/1.1\r\nHost: x\r\n" + asNDJSON + "\r\n"
+	for _, size := range []int{1, 100, 8 << 10, 20_000, 100_000} {
+		data := strings.Repeat("x", size)
+		for name, request := range map[string]string{
+			"a length, plain":          plainHead + fmt.Sprintf("Content-Length: %d\r\n\r\n", size+1) + data,
+			"a length, /v1":            v1Head + fmt.Sprintf("Content-Length: %d\r\n\r\n", size+1) + data,
+			"between chunks, plain":    plainHead + fmt.Sprintf("Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", size, data),
+			"between chunks, /v1":      v1Head + fmt.Sprintf("Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", size, data),
+			"in a chunk":               plainHead + fmt.Sprintf("Transfer-Encoding: chunked\r\n\r\n%x\r\n%s", size+1, data),
+			"behind a chunk":           plainHead + fmt.Sprintf("Transfer-Encoding: chunked\r\n\r\n%x\r\n%s", size, data),
+			"in the last chunk's size": plainHead + fmt.Sprintf("Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0", size, data),
+			"before the trailers' end": plainHead + fmt.Sprintf("Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n", size, data),
+			"a line of a batch":        batchHead + fmt.Sprintf("Content-Length: %d\r\n\r\n", 2*len(simple)+size) + strings.Replace(simple, "hi", data, 1),
+			"a chunked line":           batchHead + fmt.Sprintf("Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", len(simple), simple),
+		} {
+			got := e.raw(request)
+			if mail := e.queue.taken(); len(mail) > 0 || strings.Contains(got, `"status":202`) {
+				t.Errorf("%d bytes, %s: stored %d messages: %.300q", size, name, len(mail), got)
+			}
+			if !strings.HasPrefix(got, "HTTP/1.1 400") && !strings.Contains(got, `"status":400`) {
+				t.Errorf("%d bytes, %s: %.300q", size, name, got)
+			}
+		}
+	}
+	e.alone()
+}
+
 // Fields behind a chunked body say nothing of the envelope, the credentials or the key.
 func TestTrailersMeanNothing(t *testing.T) {
 	e := serve(t, nil)
@@ -214,7 +245,7 @@ func TestHTTP10IsServedAndKeptAliveWhenAsked(t *testing.T) {
 	}
 	// The answers to a batch have no length that is known before.
 	got := e.raw(fmt.Sprintf("POST /v1/messages:batch HTTP/1.0\r\n%s\r\nContent-Length: %d\r\n\r\n%s\n", asNDJSON, len(simple)+1, simple))
-	if !strings.HasPrefix(got, "HTTP/1.1 422") || !strings.Contains(got, "HTTP/1.1") || len(e.queue.taken()) != 0 {
+	if !strings.HasPrefix(got, "HTTP/1.1 400") || !strings.Contains(got, "needs HTTP/1.1") || len(e.queue.taken()) != 0 {
 		t.Errorf("%q", got)
 	}
 }

@@ -136,6 +136,8 @@ type conn struct {
 	tls     *policy.TLS
 	left    []byte // read behind the PROXY header
 	arrived bool
+	ended   bool        // the client has sent everything, or can't be heard any more
+	body    whole       // of the request that is being answered
 	lingers atomic.Bool // the client may still be sending when we are done
 
 	// While it drains, fasthttp closes a connection that has sent nothing for some time from another goroutine, also in the middle of arrive.
@@ -156,7 +158,11 @@ func (c *conn) Read(p []byte) (int, error) {
 		}
 		c.Conn.SetReadDeadline(time.Now().Add(c.srv.o.HeaderTimeout))
 	}
-	return c.Conn.Read(p)
+	n, err := c.Conn.Read(p)
+	if err != nil {
+		c.ended = true
+	}
+	return n, err
 }
 
 // Close is called by fasthttp, sometimes twice; the server's own Close closes raw.

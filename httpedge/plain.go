@@ -250,19 +250,49 @@ func (s *Server) anyUTF8(h *fasthttp.RequestHeader) bool {
 // bodyPiece is how much of a body is given to the session at once.
 const bodyPiece = 32 << 10
 
+// whole reads a body to its end, which it must have: fasthttp gives io.EOF also where a client has left in the middle, and what it has sent until
+// then would be a message.
+type whole struct {
+	src  io.Reader
+	left int64 // bytes that are still to come; meaningless in chunks
+	c    *conn // when it comes in chunks: the last of them is read without reading further
+}
+
+// wholeBody gives the body of the request, once. It is the connection's until the request is over.
+func (c *conn) wholeBody(ctx *fasthttp.RequestCtx) io.Reader {
+	c.body = whole{}
+	if stream := ctx.RequestBodyStream(); stream != nil {
+		c.body.src = stream
+		if c.body.left = int64(ctx.Request.Header.ContentLength()); c.body.left < 0 {
+			c.body.c = c
+		}
+	}
+	return &c.body
+}
+
+func (w *whole) Read(p []byte) (int, error) {
+	if w.src == nil {
+		return 0, io.EOF
+	}
+	n, err := w.src.Read(p)
+	w.left -= int64(n)
+	if err == io.EOF && (w.c == nil && w.left > 0 || w.c != nil && w.c.ended) {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
 // readBody gives the body to the session. why is what HTTP has against it; otherwise status is not 0 when the session did not want it.
 func (s *Server) readBody(ctx *fasthttp.RequestCtx, l *lane) (status int, why *smtpcodec.Reply) {
-	stream := ctx.RequestBodyStream()
-	if stream == nil { // none, or so small that it came with the header
-		if b := ctx.Request.Body(); len(b) > 0 && !l.data(b, time.Now()) {
-			return 1, nil
-		}
-		return 0, nil
-	}
+	stream := ctx.Conn().(*conn).wholeBody(ctx)
 	b := s.piece()
 	defer s.pieces.Put(b)
 	for {
 		n, err := stream.Read(b[:])
+		if n == streamFrom && err == nil { // which is all that it has for now
+			n, err = stream.Read(b[streamFrom:])
+			n += streamFrom
+		}
 		now := time.Now()
 		switch {
 		case n > 0 && l.late(now), n > 0 && !l.data(b[:n], now):

@@ -273,8 +273,9 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// streamFrom is the size from which fasthttp leaves a body on the connection; it would otherwise read it whole before the handler runs.
-const streamFrom = 16 << 10
+// streamFrom is how much of a body fasthttp reads before the handler runs, and 0 is not to be had. A client that is refused whatever its body is has
+// its answer at once, and a body that does not come is our own affair, with the answer that its path has for it.
+const streamFrom = 1
 
 func setDefault[T comparable](value *T, otherwise T) {
 	var zero T

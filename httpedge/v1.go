@@ -1,7 +1,6 @@
 package httpedge
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -237,11 +236,7 @@ func (s *Server) decode(ctx *fasthttp.RequestCtx, in *intake) (p *problem, read 
 			return p, false
 		}
 	}
-	body := ctx.RequestBodyStream()
-	if body == nil {
-		body = bytes.NewReader(ctx.Request.Body())
-	}
-	r, err := s.inflater.bodyReader(h.Peek("Content-Encoding"), body, most, most)
+	r, err := s.inflater.bodyReader(h.Peek("Content-Encoding"), ctx.Conn().(*conn).wholeBody(ctx), most, most)
 	if err == nil {
 		if rfc822 {
 			err = s.readRaw(r, in)
