@@ -3,6 +3,7 @@ package queue
 import (
 	"context"
 	"errors"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -180,6 +181,12 @@ func (w *Writer) next(buf []*Submission, load int) (batch []*Submission, open bo
 			return batch, false
 		}
 		w.sleep(1, nil)
+		// Whoever woke this goroutine is about to wait for it, so the scheduler runs it next. Where each client has a goroutine, as with HTTP, those
+		// that are ready to submit would come after the commit, and at a load of 100 clients every second message had one of its own: 120 µs of CPU
+		// instead of 48. A lone client has nobody to wait for.
+		w.mu.Unlock()
+		runtime.Gosched()
+		w.mu.Lock()
 	}
 	if load = min(load, w.limits.MaxBatch); w.limits.MaxLinger > 0 && load >= w.limits.LingerFrom && len(w.waiting) < load && !w.closing {
 		if w.linger == nil {

@@ -3,6 +3,7 @@ package queue
 import (
 	"context"
 	"errors"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -250,4 +251,30 @@ func TestSubmitDoesNotAllocate(t *testing.T) {
 		free.leave <- struct{}{}
 	}
 	w.Close(context.Background())
+}
+
+// crowd is a backend that counts commits.
+type crowd struct{ commits int }
+
+func (c *crowd) Commit([]*Submission) { c.commits++ }
+func (c *crowd) Room() error          { return nil }
+func (c *crowd) Close() error         { return nil }
+
+func TestGoroutinesThatAreReadyToSubmitShareACommit(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	const many = 100
+	c, o := &crowd{}, &recorder{}
+	w := NewWriter(c, Limits{})
+	var all sync.WaitGroup
+	for range many {
+		all.Go(func() { w.Submit(submission(o, 1)) })
+	}
+	all.Wait()
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	// A scheduler that is interrupted makes some more of the few; it takes many to make half of them.
+	if c.commits > many/2 {
+		t.Errorf("%d commits for %d messages", c.commits, many)
+	}
 }
