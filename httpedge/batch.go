@@ -24,6 +24,8 @@ type batch struct {
 	c       *conn
 	poster  poster
 	lines   lineReader
+	body    io.Closer     // what they are read from
+	begun   bool          // the reader runs: since the first Read, for before that fasthttp itself looks at the body
 	pending chan line     // in order
 	places  chan struct{} // one back for each line that is answered
 	stop    chan struct{} // closed by Close
@@ -65,16 +67,16 @@ func (s *Server) postBatch(ctx *fasthttp.RequestCtx, c *conn) {
 	}
 	b.lines.Reset(r, batchLimits{MaxLineBytes: s.lineBytes(c.at), MaxBytes: s.o.MaxBatchBytes, MaxLines: s.o.MaxBatchMessages})
 	b.places <- struct{}{}
-	go b.read(r)
+	b.body = r
 	ctx.Response.Header.SetContentType("application/x-ndjson")
 	ctx.Response.SetBodyStream(b, -1)
 }
 
 // read takes the lines in. Runs on: a goroutine of the batch's own.
-func (b *batch) read(r io.Closer) {
+func (b *batch) read() {
 	defer close(b.pending)
 	defer close(b.ended) // first: whoever has seen the last answer finds it closed
-	defer r.Close()
+	defer b.body.Close()
 	defer func() { b.srv.extra.Add(-int64(b.extra)) }()
 	defer func() {
 		if r := recover(); r != nil {
@@ -183,6 +185,10 @@ func (s *Server) settle(in *intake) {
 
 // Read gives answers, at least one when there is one more. Runs on: the connection's goroutine.
 func (b *batch) Read(p []byte) (int, error) {
+	if !b.begun {
+		b.begun = true
+		go b.read()
+	}
 	for b.used == len(b.out) {
 		b.out, b.used = b.out[:0], 0
 		one, ok := <-b.pending
@@ -241,6 +247,10 @@ func (b *batch) Close() error {
 	}
 	b.stopped = true
 	close(b.stop)
+	if !b.begun {
+		b.mu.Unlock()
+		return b.body.Close()
+	}
 	select {
 	case <-b.ended:
 	default:

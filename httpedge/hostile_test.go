@@ -366,7 +366,8 @@ func TestClosingABatchDoesNotWaitForItsClient(t *testing.T) {
 		return near.Read(p)
 	}), batchLimits{MaxLineBytes: 1000, MaxBytes: 1000, MaxLines: 10})
 	b.places <- struct{}{}
-	go b.read(io.NopCloser(nil))
+	b.body, b.begun = io.NopCloser(nil), true
+	go b.read()
 	<-begins
 	if err := b.Close(); err != nil {
 		t.Error(err)
