@@ -440,7 +440,9 @@ func TestATargetThatNeverAnswersIsAnError(t *testing.T) {
 			o.Target = listen(t, func(net.Conn) {})
 			o.Connections, o.Timeout = 3, 500*time.Millisecond
 			_, err := Run(t.Context(), o, Hooks{})
-			if err == nil || !strings.Contains(err.Error(), "0 of 3 sessions") || !strings.Contains(err.Error(), "no reply in time") {
+			// On a busy machine the run may give up before its sessions do.
+			if err == nil || !strings.Contains(err.Error(), "0 of 3 sessions") ||
+				!strings.Contains(err.Error(), "no reply in time") && !strings.Contains(err.Error(), "no answer") {
 				t.Errorf("error %v", err)
 			}
 		})
