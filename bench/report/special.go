@@ -41,6 +41,8 @@ func (res *result) special(all bool) (string, error) {
 		tables = [][][]string{res.stalledCells()}
 	case "spf":
 		tables = res.spfCells()
+	case "http":
+		tables = res.httpCells()
 	case "jetstream":
 		tables = res.jetstreamCells()
 	default:

@@ -11,6 +11,8 @@
 //	dialer dns ADDRESS                           # a DNS server with records of senders, and a domain for which it is silent
 //	dialer checks ADDRESS N SECONDS              # PROXY, EHLO, MAIL by a sender of that domain; then what they were answered
 //	dialer senders ADDRESS N                     # PROXY, EHLO, MAIL by senders of other domains; how long the replies took
+//	dialer posts [flags] ADDRESS N               # so many messages by HTTP, in the form of -form, and what they took, as one line of JSON
+//	dialer trickle [flags] ADDRESS N SECONDS     # N clients that post -size bytes by HTTP, -rate bytes a second each
 //
 // The holding ones print "N held" as soon as they are, connect again when the server closes, and end after SECONDS or by TERM.
 package main
@@ -52,7 +54,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("usage: dialer certificate DIR | sessions [flags] ADDRESS N | hold|handshake|login [flags] ADDRESS N SECONDS | heap|dns ADDRESS | checks ADDRESS N SECONDS | senders ADDRESS N")
+var errUsage = errors.New("usage: dialer certificate DIR | sessions [flags] ADDRESS N | hold|handshake|login [flags] ADDRESS N SECONDS | heap|dns ADDRESS | checks ADDRESS N SECONDS | senders ADDRESS N | posts [flags] ADDRESS N | trickle [flags] ADDRESS N SECONDS")
 
 func run(args []string) error {
 	if len(args) == 0 {
@@ -63,6 +65,11 @@ func run(args []string) error {
 	secure := fl.Bool("tls", false, "STARTTLS")
 	hybrid := fl.Bool("hybrid", false, "offer the post-quantum hybrid key exchange, too, as Go does by default; otherwise X25519 only")
 	connections := fl.Int("connections", 100, "at the same time")
+	var l load
+	fl.StringVar(&l.form, "form", "plain", "of posts: plain, rfc822, json or batch")
+	fl.IntVar(&l.batch, "batch", 100, "messages of one request, with -form batch")
+	fl.IntVar(&l.size, "size", 4096, "octets of a message, of posts and trickle")
+	rate := fl.Int("rate", 4096, "bytes a second of each client of trickle")
 	if err := fl.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -75,7 +82,12 @@ func run(args []string) error {
 	t.address = fl.Arg(0)
 	n, _ := strconv.Atoi(fl.Arg(1))
 	seconds, _ := strconv.Atoi(fl.Arg(2))
+	l.address, l.connections = fl.Arg(0), *connections
 	switch verb := args[0]; {
+	case verb == "posts" && fl.NArg() == 2 && n > 0:
+		return l.posts(n)
+	case verb == "trickle" && fl.NArg() == 3 && n > 0 && seconds > 0 && *rate >= 4:
+		return l.trickle(n, *rate, time.Duration(seconds)*time.Second)
 	case verb == "certificate" && fl.NArg() == 1:
 		return certificate(fl.Arg(0))
 	case verb == "heap" && fl.NArg() == 1:
