@@ -181,8 +181,8 @@ type Server struct {
 // maxIdleLanes bounds the idle ones: each keeps some 20 KiB.
 const maxIdleLanes = 256
 
-// maxIdleChunkBytes bounds the idle chunks, which lanes share: 1,024 small messages.
-const maxIdleChunkBytes = 8 << 20
+// maxIdleChunkBytes bounds the idle chunks, which lanes share: 2,048 small messages, twice as many as batches may have under way.
+const maxIdleChunkBytes = 16 << 20
 
 // inflateBytes is how much memory all bodies that are decompressed may take together.
 const inflateBytes = 256 << 20
