@@ -192,6 +192,7 @@ func (l *load) trickle(n, bytesPerSecond int, d time.Duration) error {
 				}
 				c.Close()
 				<-answered
+				time.Sleep(time.Second) // who is told to come again later
 			}
 		})
 	}
