@@ -8,6 +8,8 @@ var httpLoads = []struct{ scenario, server, name string }{
 	{"http-rfc822", "fastedge", "POST /v1/messages, message/rfc822"},
 	{"http-json", "fastedge", "POST /v1/messages, JSON"},
 	{"http-batch", "fastedge", "POST /v1/messages:batch, 100 a request"},
+	{"http-json-one", "fastedge", "POST /v1/messages, JSON, one client"},
+	{"http-batch-one", "fastedge", "POST /v1/messages:batch, 100 a request, one client"},
 	{"http-plain", "net-http", "net/http, a sync for each request"},
 	{"http-plain", "net-http-group", "net/http, requests share syncs"},
 	{"http-json", "net-http-group", "the same, JSON as KumoMTA takes it"},
