@@ -79,6 +79,9 @@ func TestHeartbeatsKeepLeasesAlive(t *testing.T) {
 	within, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	q.settled(within)
+	if err := q.nc.Flush(); err != nil { // what it has said of them is with the server, and not on its way
+		t.Fatal(err)
+	}
 	nc, err := nats.Connect(s.ClientURL())
 	if err != nil {
 		t.Fatal(err)
