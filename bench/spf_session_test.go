@@ -18,21 +18,23 @@ import (
 // BenchmarkSessionWithSPF is a message of 4 KiB through a whole session, in turn by 100 sessions, so that nothing stays in the first cache from one
 // message to the next but what they share; and what a spool does with its envelope and header fields, but for the disk. The senders have five records, all
 // cached. Without SPF forged fields are looked for too, as cmd/fastedge does. repeated is one sender for all messages, of which only the first in a
-// second is checked; otherwise two take turns.
+// second is checked, and colleagues are two of one domain, who take turns; otherwise they are of two domains, and each is checked.
 func BenchmarkSessionWithSPF(b *testing.B) { pool.WithoutPoison(func() { benchSessionWithSPF(b) }) }
 
 func benchSessionWithSPF(b *testing.B) {
 	const hostname = "mx.example.net"
+	strangers := []string{"sales@customer.example", "sales@consumer.example"}
 	s := newSenders(b, 0, 10*time.Second)
 	for _, c := range []struct {
 		name    string
-		senders int
+		senders []string // in turn
 		o       session.Options
 	}{
-		{"off", 2, session.Options{AuthservID: hostname, Validators: []policy.Validator{policy.NewResults(policy.ResultsOptions{Hostname: hostname})}}},
-		{"enforce-no-fields", 2, session.Options{Validators: []policy.Validator{s.spf}}},
-		{"enforce", 2, session.Options{AuthservID: hostname, Validators: []policy.Validator{policy.NewResults(policy.ResultsOptions{Hostname: hostname, SPF: s.spf})}}},
-		{"enforce-repeated", 1, session.Options{AuthservID: hostname, Validators: []policy.Validator{policy.NewResults(policy.ResultsOptions{Hostname: hostname, SPF: s.spf})}}},
+		{"off", strangers, session.Options{AuthservID: hostname, Validators: []policy.Validator{policy.NewResults(policy.ResultsOptions{Hostname: hostname})}}},
+		{"enforce-no-fields", strangers, session.Options{Validators: []policy.Validator{s.spf}}},
+		{"enforce", strangers, session.Options{AuthservID: hostname, Validators: []policy.Validator{policy.NewResults(policy.ResultsOptions{Hostname: hostname, SPF: s.spf})}}},
+		{"enforce-colleagues", []string{"sales@customer.example", "admin@customer.example"}, session.Options{AuthservID: hostname, Validators: []policy.Validator{policy.NewResults(policy.ResultsOptions{Hostname: hostname, SPF: s.spf})}}},
+		{"enforce-repeated", []string{"sales@customer.example"}, session.Options{AuthservID: hostname, Validators: []policy.Validator{policy.NewResults(policy.ResultsOptions{Hostname: hostname, SPF: s.spf})}}},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			c.o.Hostname = hostname
@@ -45,12 +47,14 @@ func benchSessionWithSPF(b *testing.B) {
 				out, _ = sessions[i].Open(sv, res, peer, now, out[:0])
 				_, out, _ = sessions[i].Feed([]byte("EHLO mail.customer.example\r\n"), now, out[:0])
 			}
-			groups := [][]byte{[]byte("MAIL FROM:<sales@customer.example> SIZE=4096\r\nRCPT TO:<user77@example.net>\r\nDATA\r\n"),
-				[]byte("MAIL FROM:<admin@customer.example> SIZE=4096\r\nRCPT TO:<user77@example.net>\r\nDATA\r\n")}
+			var groups [][]byte
+			for _, sender := range c.senders {
+				groups = append(groups, []byte("MAIL FROM:<"+sender+"> SIZE=4096\r\nRCPT TO:<user77@example.net>\r\nDATA\r\n"))
+			}
 			data := []byte("From: <sales@customer.example>\r\nTo: <user77@example.net>\r\nSubject: ordinary\r\n\r\n" + strings.Repeat(strings.Repeat("x", 70)+"\r\n", 57) + ".\r\n")
 			next := 0
 			message := func() error {
-				one, group := &sessions[next%len(sessions)], groups[next/len(sessions)%c.senders]
+				one, group := &sessions[next%len(sessions)], groups[next/len(sessions)%len(groups)]
 				next++
 				var step session.Step
 				if _, out, step = one.Feed(group, now, out[:0]); step == session.AwaitPolicy { // into the cache

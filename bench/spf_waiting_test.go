@@ -31,11 +31,13 @@ type senders struct {
 	good     atomic.Int64 // of these, those with temperror
 	early    atomic.Int64 // and those that were over before their time
 	fresh    int          // other domains asked for
+	counted  [spf.PermError + 1][policy.SPFObserved + 1]atomic.Int64
 }
 
-// chain are the records of customer.example, of which the last lists the clients. Each fits into one string.
+// chain are the records of customer.example and of another customer, of which the last lists the clients. Each fits into one string.
 var chain = map[string]string{
 	"\x08customer\x07example\x00":          "v=spf1 redirect=_spf.provider.example",
+	"\x08consumer\x07example\x00":          "v=spf1 redirect=_spf.provider.example",
 	"\x04_spf\x08provider\x07example\x00":  "v=spf1 include:_net1.provider.example include:_net2.provider.example include:_net3.provider.example ~all",
 	"\x05_net1\x08provider\x07example\x00": "v=spf1 ip4:198.51.100.0/28 ip4:198.51.100.16/28 ip4:198.51.100.32/28 ip4:198.51.100.48/28 ip4:198.51.100.64/28 ~all",
 	"\x05_net2\x08provider\x07example\x00": "v=spf1 ip6:2001:db8:1::/48 ip6:2001:db8:2::/48 ip6:2001:db8:3::/48 ip6:2001:db8:4::/48 ~all",
@@ -60,7 +62,8 @@ func newSenders(tb testing.TB, waiting int, limit time.Duration) *senders {
 	}
 	tb.Cleanup(func() { s.resolver.Close() })
 	s.spf, err = policy.NewSPF(policy.SPFOptions{Resolver: s.resolver, Enforce: true, Timeout: limit, MaxVoid: 2, Hostname: "mx.example.net",
-		Rules: map[spf.Code]policy.SPFRule{spf.TempError: {Code: 451}, spf.Fail: {Code: 550}}})
+		Rules: map[spf.Code]policy.SPFRule{spf.TempError: {Code: 451}, spf.Fail: {Code: 550}},
+		Told:  func(result spf.Code, action policy.SPFAction) { s.counted[result][action].Add(1) }, Checked: func(policy.SPFChecked) {}, OnlyTrouble: true})
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -24,7 +24,6 @@ type httpSession struct {
 	cur         message
 	active      bool
 	scratch     []byte
-	sender      []byte // the reverse-path
 	address     []byte // a forward-path, while it is encoded
 	in          []byte // the response's head, so far
 	skip        int64  // octets of its body still to come
@@ -90,9 +89,6 @@ func (h *httpSession) start(m message, now int64) {
 	}
 	h.tally.inFlight++
 	b64 := base64.StdEncoding
-	if h.sender == nil {
-		h.sender = []byte(h.plan.From)
-	}
 	buf := append(h.scratch[:0], "POST "...)
 	buf = append(buf, h.plan.HTTPPath...)
 	buf = append(buf, " HTTP/1.1\r\nHost: "...)
@@ -104,7 +100,8 @@ func (h *httpSession) start(m message, now int64) {
 	buf = append(buf, "\r\nContent-Type: message/rfc822\r\nX-Ehlo: "...)
 	buf = append(buf, h.plan.EHLO...)
 	buf = append(buf, "\r\nX-Envelope-Sender: "...)
-	buf = b64.AppendEncode(buf, h.sender)
+	h.address = append(h.address[:0], h.plan.sender(m)...)
+	buf = b64.AppendEncode(buf, h.address)
 	for i := range m.recipients {
 		h.address = h.plan.appendRecipient(h.address[:0], m.seq, i)
 		buf = append(buf, "\r\nX-Envelope-Recipient: "...)

@@ -5,6 +5,7 @@ import (
 	"hash/crc32"
 	"math/rand/v2"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/fastedge/fastedge/loadtest/ledger"
@@ -162,6 +163,8 @@ func (p *plan) appendTail(dst []byte, m message) []byte {
 	return append(dst, "\r\n"...)
 }
 
+func (p *plan) sender(m message) string { return p.senders[m.seq%uint64(len(p.senders))] }
+
 func (p *plan) appendRecipient(dst []byte, seq uint64, i int) []byte {
 	if p.To != "" {
 		return append(dst, p.To...)
@@ -188,9 +191,9 @@ type plan struct {
 	body        body
 	classes     []sizeClass
 	fixedHeader string
-	headerLen   int // octets of the header section, mark and empty line included
-	mailFrom    string
-	greeting    string // the EHLO or LHLO command
+	headerLen   int        // octets of the header section, mark and empty line included
+	senders     [10]string // the reverse-paths, in turn by the number of a message
+	greeting    string     // the EHLO or LHLO command
 }
 
 func newPlan(o Options) *plan {
@@ -198,7 +201,7 @@ func newPlan(o Options) *plan {
 	p.runText = p.run.String()
 	p.book = ledger.NewBook(p.run, o.Recipients.Max)
 	p.fixedHeader = "Date: " + time.Now().Format(time.RFC1123Z) + "\r\n" +
-		"From: <" + o.From + ">\r\n" +
+		"From: <" + strings.ReplaceAll(o.From, "#", "0") + ">\r\n" +
 		"Subject: load test, run " + p.runText + "\r\n" +
 		"MIME-Version: 1.0\r\nContent-Type: text/plain; charset=us-ascii\r\n"
 	p.headerLen = ledger.MarkLen + len(p.appendHeader(nil, message{})) + 2
@@ -213,7 +216,9 @@ func newPlan(o Options) *plan {
 		size = max(size, p.headerLen+prefix+len(tailText))
 		p.classes = append(p.classes, sizeClass{size, prefix})
 	}
-	p.mailFrom = "MAIL FROM:<" + o.From + ">\r\n"
+	for i := range p.senders {
+		p.senders[i] = strings.ReplaceAll(o.From, "#", strconv.Itoa(i))
+	}
 	verb := "EHLO "
 	if o.Protocol == "lmtp" {
 		verb = "LHLO "

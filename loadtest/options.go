@@ -49,7 +49,7 @@ type Options struct {
 	TLS        bool    // from the first octet
 	ServerName string  // for SNI; certificates are never verified, this is a test
 	Auth       *Auth
-	From       string // reverse-path; default <sender@client.test>
+	From       string // reverse-path; default <sender@client.test>; each # in it becomes the last digit of the message's number
 	To         string // a fixed recipient instead of one made up for each delivery
 	Domain     string // of recipients that are made up; default bench.test
 	EHLO       string // default client.test

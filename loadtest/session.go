@@ -501,7 +501,9 @@ func (s *session) start(m message, now int64) {
 	s.tally.inFlight++
 	s.transaction(m)
 	if !s.pipelining {
-		s.say(s.plan.mailFrom, replyMail, now)
+		s.scratch = s.appendMail(s.scratch[:0], m)
+		s.io.queue(s.scratch)
+		s.await(replyMail, now)
 		return
 	}
 	s.scratch = s.group(s.scratch[:0], m, now)
@@ -527,9 +529,14 @@ func (s *session) transaction(m message) {
 
 func (s *session) bdat() bool { return s.cur.bdat && s.offers&offersChunking != 0 }
 
+func (s *session) appendMail(dst []byte, m message) []byte {
+	dst = append(append(dst, "MAIL FROM:<"...), s.plan.sender(m)...)
+	return append(dst, ">\r\n"...)
+}
+
 // group appends the command group of m: MAIL, all RCPT, and DATA unless the data follows by BDAT. RFC 2920 §3.1.
 func (s *session) group(dst []byte, m message, now int64) []byte {
-	dst = append(dst, s.plan.mailFrom...)
+	dst = s.appendMail(dst, m)
 	s.await(replyMail, now)
 	for i := range m.recipients {
 		dst = s.appendRcpt(dst, m.seq, i)

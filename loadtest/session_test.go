@@ -211,6 +211,25 @@ S: 354 go on
 C: (data)
 C: .
 S: 250 ok` + bye},
+	{name: "two senders", o: Options{Pipelining: "tight", From: "s#@c#.example"}, recips: 1, messages: 2, notes: "A A", counts: "2 0 0 0", text: hello + `
+C: MAIL FROM:<s0@c0.example>
+C: RCPT TO:<0.0>
+C: DATA
+S: 250 ok
+S: 250 ok
+S: 354 go on
+C: (data)
+C: .
+C: MAIL FROM:<s1@c1.example>
+C: RCPT TO:<1.0>
+C: DATA
+S: 250 ok
+S: 250 ok
+S: 250 ok
+S: 354 go on
+C: (data)
+C: .
+S: 250 ok` + bye},
 	{name: "two messages, tight", o: Options{Pipelining: "tight"}, recips: 1, messages: 2, notes: "A A", counts: "2 0 0 0", text: hello + `
 C: MAIL FROM:<s>
 C: RCPT TO:<0.0>

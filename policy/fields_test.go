@@ -273,7 +273,7 @@ func FuzzFields(f *testing.F) {
 		e.Client.Addr = newTalk(t, nil, "192.0.2.7", "").client.Addr
 		identity := spf.Identity(code / 128)
 		r := NewResults(ResultsOptions{Hostname: "mx.example.net", Logins: true})
-		fields := string(r.appendFields(nil, e, &spfOutcome{result: result, identity: identity}, "host.example", iprevPass))
+		fields := string(r.appendFields(nil, e, &spfOutcome{result: &result, identity: identity}, "host.example", iprevPass))
 
 		name, words, rest, ok := readField(fields)
 		list, comments := pairs(words)
@@ -374,7 +374,7 @@ func BenchmarkFields(b *testing.B) {
 	e := &Event{Envelope: &envelope.Envelope{ReversePath: []byte("somebody@example.com")}}
 	e.Client = Client{Helo: []byte("mail.example.com"), Addr: newTalk(b, nil, "192.0.2.7", "").client.Addr}
 	r := NewResults(ResultsOptions{Hostname: "mx.example.net"})
-	o := &spfOutcome{result: result}
+	o := &spfOutcome{result: &result}
 	var fields []byte
 	b.Run("append", func(b *testing.B) {
 		b.ReportAllocs()

@@ -99,11 +99,11 @@ func (r *Results) appendFields(fields []byte, e *Event, o *spfOutcome, host stri
 		fields = make([]byte, 0, 768) // most messages need less
 	}
 	if o != nil {
-		fields = r.ours.appendReceivedSPF(fields, e, &o.result, o.identity)
+		fields = r.ours.appendReceivedSPF(fields, e, o.result, o.identity)
 	}
 	fields = append(fields, r.ours.results...)
 	if o != nil {
-		fields = appendSPFResult(fields, e, &o.result, o.identity)
+		fields = appendSPFResult(fields, e, o.result, o.identity)
 	}
 	if name != iprevUnknown {
 		fields = appendIPRev(fields, clientIP(e), host, name)

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -52,12 +53,25 @@ type SPFOptions struct {
 	MaxVoid int
 	// Hostname is ours, %{r}.
 	Hostname string
-	// Told is told of each result of a transaction, once, and what became of it: "none", "accepted", "refused", or "observed" for what would
-	// have been refused. It runs on any goroutine and must not block. Nil means nobody.
-	Told func(result spf.Code, action string)
+	// Told is told of each result of a transaction, once, and what became of it. It runs on any goroutine and must not block. Nil means nobody.
+	Told func(result spf.Code, action SPFAction)
 	// Checked gets each finished check; for the log. It runs on any goroutine and must not block or ask the SPF anything. Nil means nobody.
 	Checked func(c SPFChecked)
+	// OnlyTrouble keeps from Checked what nobody looks for: none, neutral and pass.
+	OnlyTrouble bool
 }
+
+// SPFAction is what became of a result.
+type SPFAction uint8
+
+const (
+	SPFNone     SPFAction = iota // no rule
+	SPFAccepted                  // with a reply of the rule
+	SPFRefused
+	SPFObserved // would have been refused
+)
+
+func (a SPFAction) String() string { return [...]string{"none", "accepted", "refused", "observed"}[a] }
 
 // SPFChecked is one finished check.
 type SPFChecked struct {
@@ -237,7 +251,7 @@ func (s *SPF) step(run *spfRun, e *Event) *spfRun {
 			return nil
 		}
 		run = s.run(&e.Client)
-		run.begin(spf.Params{Now: e.Now, Identity: spf.Helo}, e.Client.Helo, nil)
+		run.begin(spf.Helo, e.Now, e.Client.Helo, nil)
 		return run
 	case AtClose:
 		s.recycle(run)
@@ -253,11 +267,11 @@ func (s *SPF) step(run *spfRun, e *Event) *spfRun {
 		return run
 	}
 	if o, done := run.outcome(); done {
-		e.Reply = s.enforce(&o)
+		e.Reply = s.enforce(o)
 		return run
 	}
 	p := e.Pend()
-	run.await(func(o spfOutcome) { p.Done(s.enforce(&o), nil) })
+	run.await(func(o spfOutcome) { p.Done(s.enforce(o), nil) })
 	return run
 }
 
@@ -268,11 +282,11 @@ func (s *SPF) skips(c *Client) bool {
 }
 
 // enforce gives the reply for an outcome.
-func (s *SPF) enforce(o *spfOutcome) (reply smtpcodec.Reply) {
-	rule, action := s.rules[o.result.Code], "none"
+func (s *SPF) enforce(o spfOutcome) (reply smtpcodec.Reply) {
+	rule, action := s.rules[o.result.Code], SPFNone
 	if rule != nil {
-		if reply, action = rule.replyFor(&o.result), "accepted"; reply.Code/100 != 2 {
-			action = "refused"
+		if reply, action = rule.replyFor(o.result), SPFAccepted; reply.Code/100 != 2 {
+			action = SPFRefused
 		}
 	}
 	if s.o.Told != nil && o.first {
@@ -287,9 +301,9 @@ func (s *SPF) observe(result *spf.Result) {
 		return
 	}
 	if rule := s.rules[result.Code]; rule != nil && rule.reply.Code/100 != 2 {
-		s.o.Told(result.Code, "observed")
+		s.o.Told(result.Code, SPFObserved)
 	} else {
-		s.o.Told(result.Code, "none")
+		s.o.Told(result.Code, SPFNone)
 	}
 }
 
@@ -302,15 +316,16 @@ func (s *SPF) run(c *Client) *spfRun {
 
 // mailRun begins the check of the reverse-path, behind that of HELO, if there is one.
 func (s *SPF) mailRun(run *spfRun, e *Event) *spfRun {
-	if run == nil || !run.free() {
-		// The check of a transaction that was given up is still about: it is left alone.
-		old := run
-		run = s.run(&e.Client)
-		if old != nil {
-			run.helo, run.hasHelo = old.heloResult()
-		}
+	if run != nil && run.begin(spf.MailFrom, e.Now, e.Client.Helo, e.Path.Mailbox) {
+		return run
 	}
-	run.begin(spf.Params{Now: e.Now, Identity: spf.MailFrom}, e.Client.Helo, e.Path.Mailbox)
+	// The check of a transaction that was given up is still about: it is left alone.
+	old := run
+	run = s.run(&e.Client)
+	if old != nil {
+		run.helo, run.hasHelo = old.heloResult()
+	}
+	run.begin(spf.MailFrom, e.Now, e.Client.Helo, e.Path.Mailbox)
 	return run
 }
 
@@ -341,7 +356,7 @@ type spfRun struct {
 	from     string       // Sender of check
 	name     string       // the last Params' Helo,
 	sender   string       // and the last Sender that was not empty: a session's next message mostly has the same, and need not allocate them again
-	repeat   time.Time    // until then mail is the result for them; zero: it is not
+	repeat   time.Time    // until then mail is the result for them, and for other senders of sender's domain unless mail.LocalPart; zero: it is not
 	begun    time.Time
 	until    time.Time          // when the checks must be over; zero while nothing is waited for
 	waiters  []func(spfOutcome) // of the present transaction
@@ -354,7 +369,7 @@ type spfRun struct {
 
 // spfOutcome is what a transaction's checks have come to.
 type spfOutcome struct {
-	result   spf.Result
+	result   *spf.Result // the run's own, until its next begin
 	identity spf.Identity
 	first    bool // nobody has had it before
 }
@@ -381,14 +396,6 @@ func (r *spfRun) idle() bool {
 	return !r.asking && !r.running
 }
 
-// free says that the check of a reverse-path may begin on it: none is under way, nor a lookup for one that was given up; or it is HELO's, behind
-// which it waits, in place of that of a transaction before.
-func (r *spfRun) free() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return !r.running && !r.asking || r.running && r.identity == spf.Helo
-}
-
 // heloResult is for the run of a later transaction.
 func (r *spfRun) heloResult() (spf.Result, bool) {
 	r.mu.Lock()
@@ -396,20 +403,29 @@ func (r *spfRun) heloResult() (spf.Result, bool) {
 	return r.helo, r.hasHelo
 }
 
-// begin starts a check, or puts it behind HELO's. The rest of p is filled in; helo and sender are borrowed.
-func (r *spfRun) begin(p spf.Params, helo, sender []byte) {
-	p.IP, p.Receiver, p.MaxVoid = r.client, r.s.o.Hostname, r.s.o.MaxVoid
-	unknown := p.Now.IsZero()
-	if unknown {
-		p.Now = time.Now()
+// begin starts a check, or puts it behind HELO's; helo and sender are borrowed. It gives false, and does nothing, where the check of a reverse-path
+// may not begin: the one of a transaction that was given up is under way, or a lookup for it. HELO's may be, behind which this one waits, in place
+// of that of a transaction before.
+func (r *spfRun) begin(identity spf.Identity, now time.Time, helo, sender []byte) bool {
+	known := !now.IsZero()
+	if !known {
+		now = time.Now()
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if p.Identity == spf.MailFrom && p.Now.Before(r.repeat) && !p.Now.Before(r.begun) && string(sender) == r.sender && string(helo) == r.name {
-		r.told = false
-		r.tellChecked(&r.mail)
-		r.concluded()
-		return
+	if identity == spf.MailFrom {
+		if r.running && r.identity != spf.Helo || r.asking && !r.running {
+			return false
+		}
+		if now.Before(r.repeat) && r.repeats(now, helo, sender) {
+			r.told = false
+			if r.tells(r.mail.Code) {
+				r.from = string(sender)
+				r.tellChecked(&r.mail)
+			}
+			r.concluded()
+			return true
+		}
 	}
 	r.repeat = time.Time{}
 	if r.name != string(helo) {
@@ -418,27 +434,41 @@ func (r *spfRun) begin(p spf.Params, helo, sender []byte) {
 	if len(sender) > 0 && r.sender != string(sender) {
 		r.sender = string(sender)
 	}
-	if p.Helo = r.name; len(sender) > 0 {
+	p := spf.Params{IP: r.client, Helo: r.name, Identity: identity, Receiver: r.s.o.Hostname, MaxVoid: r.s.o.MaxVoid, Now: now}
+	if len(sender) > 0 {
 		p.Sender = r.sender
 	}
 	r.told, r.waiters = false, nil // whoever waited for a transaction before this one was cancelled
-	if p.Identity == spf.MailFrom {
+	if identity == spf.MailFrom {
 		r.hasMail = false
 		switch {
 		case r.running:
 			r.next, r.waits = p, true
-			r.limit(p.Now) // anew: HELO's time was its own
-			return
+			r.limit(now) // anew: HELO's time was its own
+			return true
 		case r.hasHelo && r.helo.Code == spf.Fail:
 			r.concluded()
-			return
+			return true
 		}
 	}
 	r.start(p)
-	r.drive(p.Now)
-	if r.hasMail && !unknown && len(sender) > 0 && r.mail.Code != spf.TempError && r.mail.Explanation == "" { // which may hold the time
-		r.repeat = p.Now.Add(repeatTime)
+	r.drive(now)
+	if r.hasMail && known && len(sender) > 0 && r.mail.Code != spf.TempError && r.mail.Explanation == "" { // which may hold the time
+		r.repeat = now.Add(repeatTime)
 	}
+	return true
+}
+
+// repeats says that mail, whose time is not over, is the result for this sender too. r.mu is held.
+func (r *spfRun) repeats(now time.Time, helo, sender []byte) bool {
+	if len(sender) == 0 || now.Before(r.begun) || string(helo) != r.name {
+		return false
+	}
+	if string(sender) == r.sender {
+		return true
+	}
+	at := bytes.LastIndexByte(sender, '@') + 1
+	return !r.mail.LocalPart && at > 0 && string(sender[at:]) == r.sender[strings.LastIndexByte(r.sender, '@')+1:]
 }
 
 // limit sets the time at which everything is over: counted from MAIL, or from HELO until then. r.mu is held.
@@ -520,10 +550,15 @@ func (r *spfRun) over() {
 }
 
 func (r *spfRun) tellChecked(result *spf.Result) {
-	if r.s.o.Checked != nil {
+	if r.tells(result.Code) {
 		r.s.o.Checked(SPFChecked{Session: r.session, Client: r.client, Identity: r.identity, Sender: r.from, Result: *result,
 			Elapsed: r.elapsed()})
 	}
+}
+
+// tells says that Checked gets such a result.
+func (r *spfRun) tells(code spf.Code) bool {
+	return r.s.o.Checked != nil && !(r.s.o.OnlyTrouble && (code == spf.None || code == spf.Neutral || code == spf.Pass))
 }
 
 // elapsed is the time that a check has taken; none when nothing had to be waited for. Asking for the time costs more than most of a check
@@ -538,8 +573,7 @@ func (r *spfRun) elapsed() time.Duration {
 // concluded tells of a transaction's result, where nothing else is done with it. r.mu is held.
 func (r *spfRun) concluded() {
 	if !r.s.o.Enforce {
-		o := r.take()
-		r.s.observe(&o.result)
+		r.s.observe(r.take().result)
 	}
 }
 
@@ -574,7 +608,9 @@ func (r *spfRun) wake() {
 	var o spfOutcome
 	if !r.running {
 		if waiters = r.waiters; len(waiters) > 0 {
-			o = r.take() // now: the run may be in its next transaction when they are called
+			o = r.take()
+			result := *o.result // a copy: the run may be in its next transaction when they are called
+			o.result = &result
 		}
 		r.waiters, r.until = nil, time.Time{}
 		if r.timer != nil {
@@ -601,9 +637,9 @@ func (r *spfRun) outcome() (o spfOutcome, done bool) {
 func (r *spfRun) take() (o spfOutcome) {
 	o.first, r.told = !r.told, true
 	if r.hasHelo && r.helo.Code == spf.Fail {
-		o.result, o.identity = r.helo, spf.Helo
+		o.result, o.identity = &r.helo, spf.Helo
 	} else {
-		o.result, o.identity = r.mail, spf.MailFrom
+		o.result, o.identity = &r.mail, spf.MailFrom
 	}
 	return o
 }

@@ -575,8 +575,11 @@ func (c *Check) target(s *spec, to state) (name string, known bool) {
 	if s.macros == nil {
 		return s.name, true
 	}
-	if s.needs&needsLocal != 0 && c.odd {
-		return "", true // RFC 8616 §4
+	if s.needs&needsLocal != 0 {
+		c.result.LocalPart = true
+		if c.odd {
+			return "", true // RFC 8616 §4
+		}
 	}
 	var p string
 	if s.needs&needsP != 0 {
@@ -661,10 +664,12 @@ func (c *Check) appendMacros(dst []byte, m macros, p string, limit int) []byte {
 func (c *Check) appendValue(b []byte, letter byte, p string) []byte {
 	switch letter {
 	case 's':
+		c.result.LocalPart = true
 		b = append(b, c.local...)
 		b = append(b, '@')
 		return append(b, c.domain...)
 	case 'l':
+		c.result.LocalPart = true
 		return append(b, c.local...)
 	case 'o':
 		return append(b, c.domain...)

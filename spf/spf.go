@@ -120,6 +120,8 @@ type Result struct {
 	Lookups int // terms that asked DNS, at most MaxLookups unless that is the Problem
 	Voids   int // queries that came back without data, but for names of the client and explanations: what is held against MaxVoid
 	Queries int // all queries, those for records and explanations included
+	// LocalPart says that the sender's local-part had a say, by a macro %{s} or %{l}. Without it, every sender of the domain has this result.
+	LocalPart bool
 }
 
 // Limits of RFC 7208 §4.6.4.

@@ -50,7 +50,7 @@ type loadtestRunCmd struct {
 	Recipients rangeFlag      `group:"Messages" placeholder:"N" help:"Recipients of a message: 3, or 1..5 (default 1)."`
 	Pipelining pipeliningFlag `group:"Messages" placeholder:"MODE" help:"off; group (MAIL, RCPT and DATA in one write; the default of the bare flag); tight (the message and the next group in one write)."`
 	BDAT       shareFlag      `name:"bdat" group:"Messages" placeholder:"SHARE" help:"Send by BDAT: all messages, or a share such as 30%."`
-	From       string         `group:"Messages" placeholder:"ADDR" help:"Reverse-path (default sender@client.test)."`
+	From       string         `group:"Messages" placeholder:"ADDR" help:"Reverse-path (default sender@client.test). # becomes 0 to 9 in turn."`
 	To         string         `group:"Messages" placeholder:"ADDR" help:"One fixed recipient instead of made-up ones."`
 	Domain     string         `group:"Messages" placeholder:"NAME" help:"Domain of made-up recipients (default bench.test)."`
 

@@ -115,7 +115,7 @@ type Registry struct {
 
 	http          [600]atomic.Uint64 // answers by status
 	rules         map[string]prometheus.Counter
-	spf           map[[2]string]prometheus.Counter // by result and action; made at the start, for each message asks
+	spf           [len(spfResults)][len(spfActions)]prometheus.Counter
 	ptr           *prometheus.CounterVec
 	dnsbl         *prometheus.CounterVec
 	batchMessages prometheus.Histogram
@@ -141,10 +141,9 @@ func New(o Options) *Registry {
 	results := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "fastedge_spf_results_total", Help: "Transactions by the result of their SPF check and what became of it; observed would have been refused.",
 	}, []string{"result", "action"})
-	r.spf = map[[2]string]prometheus.Counter{}
-	for _, result := range []string{"none", "neutral", "pass", "fail", "softfail", "temperror", "permerror"} {
-		for _, action := range []string{"none", "accepted", "refused", "observed"} {
-			r.spf[[2]string{result, action}] = results.WithLabelValues(result, action)
+	for i, result := range spfResults {
+		for j, action := range spfActions {
+			r.spf[i][j] = results.WithLabelValues(result, action)
 		}
 	}
 	r.ptr = prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -196,12 +195,15 @@ func (r *Registry) RuleMatched(rule string) {
 	}
 }
 
-// SPF counts the result of a transaction, and what became of it.
-func (r *Registry) SPF(result, action string) {
-	if c := r.spf[[2]string{result, action}]; c != nil {
-		c.Inc()
-	}
-}
+// The words of SPF, in the order of spf.Code and policy.SPFAction.
+var (
+	spfResults = [...]string{"none", "neutral", "pass", "fail", "softfail", "temperror", "permerror"}
+	spfActions = [...]string{"none", "accepted", "refused", "observed"}
+)
+
+// SPF counts the result of a transaction, and what became of it: a spf.Code and a policy.SPFAction. Numbers, because each message does it and words
+// would have to be looked up.
+func (r *Registry) SPF(result, action int) { r.spf[result][action].Inc() }
 
 // PTR counts a finished lookup of a client's name.
 func (r *Registry) PTR(result string) { r.ptr.WithLabelValues(result).Inc() }

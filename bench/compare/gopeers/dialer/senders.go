@@ -20,8 +20,8 @@ func proxyHeader(i uint32) string {
 	return fmt.Sprintf("PROXY TCP4 198.%d.%d.%d 127.0.0.1 %d 25\r\n", 18+i>>16&1, i&255, i>>8&255, 1024+i%60000)
 }
 
-// The domains of dns: customer.example's record redirects to one that includes three others, of which the last lists the clients; any name below
-// busy.example lists them itself; for those below silent.example nobody answers.
+// The domains of dns: the records of customer.example, and of those with a digit behind, redirect to one that includes three others, of which the last
+// lists the clients; any name below busy.example lists them itself; for those below silent.example nobody answers.
 var records = map[string]string{
 	"\x08customer\x07example":                "v=spf1 redirect=_spf.provider.example",
 	"\x04_spf\x08provider\x07example":        "v=spf1 include:_netblocks.provider.example include:_netblocks2.provider.example include:_netblocks3.provider.example ~all",
@@ -29,6 +29,8 @@ var records = map[string]string{
 	"\x0b_netblocks2\x08provider\x07example": netblocks("ip6:2001:db8:%d::/48"),
 	"\x0b_netblocks3\x08provider\x07example": netblocks("ip4:203.1.%d.0/24", "ip4:198.18.0.0/15"),
 }
+
+const another = "\x09customer0\x07example"
 
 func netblocks(pattern string, more ...string) string {
 	text := "v=spf1"
@@ -59,6 +61,9 @@ func dns(address string) error {
 		}
 		name := bytes.ToLower(buf[12:end])
 		text := records[string(name)]
+		if len(name) == len(another) && string(name[:9]) == another[:9] && string(name[10:]) == another[10:] {
+			text = "v=spf1 redirect=_spf.provider.example"
+		}
 		switch {
 		case bytes.HasSuffix(name, []byte("\x06silent\x07example")):
 			continue
