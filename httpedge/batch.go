@@ -3,6 +3,7 @@ package httpedge
 import (
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -14,8 +15,15 @@ import (
 const (
 	// batchWindow is how many messages of one batch may wait for their commit.
 	batchWindow = 128
-	// maxExtraLanes is how many lanes all batches together may have beyond their first: 1,024 of some 20 KiB.
-	maxExtraLanes = 1024
+	// maxExtraLanes is how many lanes all batches together may have beyond their first, in equal shares of minExtraLanes or more while there are any: some
+	// 350 messages a commit with 100 batches. More would share the sync with few others, and would be out of the processor's cache before it is over
+	// (bench/http).
+	maxExtraLanes = 256
+	minExtraLanes = 2
+	// answerDelay is how long answers wait for the next one while lines are there that the client has sent: a write for each commit's few was a
+	// sixth of a batch's cost. When the client has sent nothing for clientDelay they wait no longer.
+	answerDelay = 10 * time.Millisecond
+	clientDelay = 200 * time.Microsecond
 )
 
 // batch is one request under way. It is the response's body: fasthttp reads the answers from it while it writes them.
@@ -30,11 +38,16 @@ type batch struct {
 	places  chan struct{} // one back for each line that is answered
 	stop    chan struct{} // closed by Close
 	ended   chan struct{} // closed when the reader has ended
-	extra   int           // lanes beyond the first; the reader's
+	extra   int           // lanes beyond the first, given back by Close; the reader's
 	failed  bool          // the reader has panicked; known when pending is closed
+	line    time.Time     // when the reader began with the present one; its own
+	limited time.Time     // the line that the deadline for reading is of; its own
+	waiting atomic.Bool   // the reader waits for the client
+	waits   chan struct{} // capacity 1: it has begun to
 
-	out  []byte // answers not yet read, from used
-	used int
+	out   []byte // answers not yet read, from used
+	used  int
+	delay *time.Timer
 
 	mu      sync.Mutex // of what follows, and of the deadline for reading while the reader runs
 	stopped bool
@@ -51,7 +64,7 @@ type line struct {
 func (s *Server) postBatch(ctx *fasthttp.RequestCtx, c *conn) {
 	b := &batch{
 		srv: s, c: c, pending: make(chan line, batchWindow), places: make(chan struct{}, batchWindow),
-		stop: make(chan struct{}), ended: make(chan struct{}),
+		stop: make(chan struct{}), ended: make(chan struct{}), waits: make(chan struct{}, 1),
 	}
 	if s.refusesPost(ctx, c, &b.poster, true) {
 		return
@@ -60,7 +73,7 @@ func (s *Server) postBatch(ctx *fasthttp.RequestCtx, c *conn) {
 		s.problem(ctx, c, httpProblem("syntax", "A batch needs HTTP/1.1: its answer comes in chunks"))
 		return
 	}
-	r, err := s.inflater.bodyReader(ctx.Request.Header.Peek("Content-Encoding"), c.wholeBody(ctx), s.o.MaxBatchBytes, s.o.MaxBatchBytes)
+	r, err := s.inflater.bodyReader(ctx.Request.Header.Peek("Content-Encoding"), &batchBody{b, c.wholeBody(ctx)}, s.o.MaxBatchBytes, s.o.MaxBatchBytes)
 	if err != nil {
 		s.problem(ctx, c, s.bodyProblem(err))
 		return
@@ -77,14 +90,14 @@ func (b *batch) read() {
 	defer close(b.pending)
 	defer close(b.ended) // first: whoever has seen the last answer finds it closed
 	defer b.body.Close()
-	defer func() { b.srv.extra.Add(-int64(b.extra)) }()
 	defer func() {
 		if r := recover(); r != nil {
 			b.srv.panicked(r)
 			b.failed = true
 		}
 	}()
-	for b.place() && b.mayRead(time.Now().Add(b.c.at.Session.DataTimeout)) { // each line has the time of a message
+	for b.place() {
+		b.line = time.Now()
 		text, number, err := b.lines.Next()
 		if err == io.EOF {
 			return
@@ -104,14 +117,39 @@ func (b *batch) read() {
 	}
 }
 
-// mayRead gives the reader time until then, unless Close has taken all that it had.
-func (b *batch) mayRead(until time.Time) bool {
+// batchBody is the body as it comes from the client.
+type batchBody struct {
+	b   *batch
+	src io.Reader
+}
+
+// Read tells the one who answers that nothing more is there.
+func (r *batchBody) Read(p []byte) (int, error) {
+	b := r.b
+	if !b.mayRead() {
+		return 0, io.ErrClosedPipe // which nobody is told of
+	}
+	b.waiting.Store(true)
+	select {
+	case b.waits <- struct{}{}:
+	default:
+	}
+	n, err := r.src.Read(p)
+	b.waiting.Store(false)
+	return n, err
+}
+
+// mayRead gives the reader the time of a message for each line, unless Close has taken all that it had.
+func (b *batch) mayRead() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.stopped {
 		return false
 	}
-	b.c.SetReadDeadline(until)
+	if b.limited != b.line {
+		b.limited = b.line
+		b.c.SetReadDeadline(b.line.Add(b.c.at.Session.DataTimeout))
+	}
 	return true
 }
 
@@ -124,7 +162,7 @@ func (b *batch) place() bool {
 		return false
 	default:
 	}
-	if b.extra < batchWindow-1 {
+	if share := maxExtraLanes / max(b.srv.batches.Load(), 1); int64(b.extra) < min(max(share, minExtraLanes), batchWindow-1) {
 		if b.srv.extra.Add(1) <= maxExtraLanes {
 			b.extra++
 			return true
@@ -187,6 +225,7 @@ func (s *Server) settle(in *intake) {
 func (b *batch) Read(p []byte) (int, error) {
 	if !b.begun {
 		b.begun = true
+		b.srv.batches.Add(1)
 		go b.read()
 	}
 	for b.used == len(b.out) {
@@ -199,21 +238,48 @@ func (b *batch) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		b.answer(one)
-		for more := true; more && len(b.out) < len(p); { // what is there already goes with it
-			select {
-			case one, ok := <-b.pending:
-				if more = ok; ok {
-					b.answer(one)
-				}
-			default:
-				more = false
-			}
-		}
+		b.gather(len(p))
 	}
 	b.c.SetWriteDeadline(time.Now().Add(b.srv.o.HeaderTimeout)) // for these answers; the ones before have gone
 	n := copy(p, b.out[b.used:])
 	b.used += n
 	return n, nil
+}
+
+// gather appends answers that can go with the first one.
+func (b *batch) gather(room int) {
+	for len(b.out) < room {
+		select {
+		case one, ok := <-b.pending:
+			if !ok {
+				return
+			}
+			b.answer(one)
+			continue
+		default:
+		}
+		delay, waits := answerDelay, b.waiting.Load()
+		if waits {
+			delay = clientDelay
+		}
+		if b.delay == nil {
+			b.delay = time.NewTimer(delay)
+		} else {
+			b.delay.Reset(delay)
+		}
+		select {
+		case one, ok := <-b.pending:
+			if !ok {
+				return
+			}
+			b.answer(one)
+		case <-b.waits: // or has waited, and looks at what came
+		case <-b.delay.C:
+			if !waits || b.waiting.Load() {
+				return
+			}
+		}
+	}
 }
 
 // answer waits for a line's commit and appends its answer.
@@ -261,5 +327,7 @@ func (b *batch) Close() error {
 	for one := range b.pending {
 		b.srv.settle(one.in)
 	}
+	b.srv.batches.Add(-1)
+	b.srv.extra.Add(-int64(b.extra))
 	return nil
 }

@@ -166,6 +166,7 @@ type Server struct {
 	lines    lines
 	intakes  sync.Pool    // of *intake
 	pieces   sync.Pool    // of *[bodyPiece]byte
+	batches  atomic.Int64 // that are being read or answered
 	extra    atomic.Int64 // lanes that batches have beyond their first
 
 	draining  atomic.Bool
@@ -179,7 +180,7 @@ type Server struct {
 }
 
 // maxIdleLanes bounds the idle ones: each keeps some 20 KiB.
-const maxIdleLanes = 256
+const maxIdleLanes = 512
 
 // maxIdleChunkBytes bounds the idle chunks, which lanes share: 2,048 small messages, twice as many as batches may have under way.
 const maxIdleChunkBytes = 16 << 20
