@@ -51,6 +51,7 @@ type batch struct {
 
 	mu      sync.Mutex // of what follows, and of the deadline for reading while the reader runs
 	stopped bool
+	idle    []*intake // whose dialogues go on with the next line; no more than there are lanes
 }
 
 // line is one line that was looked at: in waits for its commit, or p refuses it.
@@ -179,7 +180,7 @@ func (b *batch) place() bool {
 
 // takeLine decodes and judges one line, and hands its message over.
 func (s *Server) takeLine(b *batch, text io.Reader) (*intake, *problem) {
-	in := s.intake()
+	in := b.intake()
 	taken := false
 	defer func() {
 		if !taken {
@@ -207,6 +208,34 @@ func (s *Server) takeLine(b *batch, text io.Reader) (*intake, *problem) {
 	}
 	taken = true
 	return in, nil
+}
+
+// intake gives one whose dialogue goes on, or another.
+func (b *batch) intake() *intake {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if n := len(b.idle); n > 0 {
+		in := b.idle[n-1]
+		b.idle = b.idle[:n-1]
+		in.began = time.Now()
+		return in
+	}
+	return b.srv.intake()
+}
+
+// release keeps in for the next line when its message was taken, which makes that line's dialogue shorter.
+func (b *batch) release(in *intake, taken bool) {
+	if !taken || in.replay || in.m.Client.IsValid() || b.c.at.Session.MaxTransactions > 0 { // which is for clients that can see the dialogue
+		b.srv.release(in)
+		return
+	}
+	l := in.lane
+	l.keep(&in.poster, in.m.Helo)
+	b.srv.clear(in)
+	in.lane = l
+	b.mu.Lock()
+	b.idle = append(b.idle, in)
+	b.mu.Unlock()
 }
 
 // settle waits for a message whose answer nobody wants any more.
@@ -296,7 +325,7 @@ func (b *batch) answer(one line) {
 	}
 	b.out = append(b.out, '\n')
 	if one.in != nil {
-		s.release(one.in)
+		b.release(one.in, p == nil)
 	}
 	select {
 	case b.places <- struct{}{}:
@@ -326,6 +355,9 @@ func (b *batch) Close() error {
 	<-b.ended
 	for one := range b.pending {
 		b.srv.settle(one.in)
+	}
+	for _, in := range b.idle {
+		b.srv.release(in)
 	}
 	b.srv.batches.Add(-1)
 	b.srv.extra.Add(-int64(b.extra))

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/fastedge/fastedge/auth"
@@ -33,11 +34,17 @@ type lane struct {
 	reason  session.Reason  // and why
 	logged  uint64          // reasons of refusals already logged for this message
 
-	sub  queue.Submission
-	back chan struct{} // capacity 1: the submission has its answer
-	eod  time.Time     // end of the data
-	tls  string        // version, for the log
-	next *lane         // in the list of idle ones
+	// greeted says that a dialogue is open in which a message was taken: the next one of the same client with the same name needs no greeting.
+	greeted bool
+	client  netip.AddrPort
+	helo    []byte
+
+	sub   queue.Submission
+	queue atomic.Uint32 // asked, answered or awaited
+	back  chan struct{} // capacity 1: what was awaited is answered
+	eod   time.Time     // end of the data
+	tls   string        // version, for the log
+	next  *lane         // in the list of idle ones
 }
 
 func newLane(srv *Server) *lane {
@@ -59,9 +66,18 @@ type poster struct {
 	key       *auth.Key // nil for other credentials
 }
 
-// begin opens the dialogue: helo is the client's name, empty for its address. false: l.answer says why not.
+// begin opens the dialogue, or goes on with that of the lane's last message: helo is the client's name, empty for its address. false: l.answer says why
+// not.
 func (l *lane) begin(at *Listener, p *poster, helo []byte, now time.Time) bool {
-	l.at, l.logged, l.reason, l.tls = at, 0, session.ReasonNone, ""
+	l.logged, l.reason = 0, session.ReasonNone
+	if l.greeted && l.client == p.client && bytes.Equal(l.helo, helo) {
+		l.res.Refuse, l.res.RefuseReason = l.srv.refuse()
+		return true
+	}
+	if l.greeted {
+		l.over()
+	}
+	l.at, l.tls = at, ""
 	if p.tls != nil {
 		l.tls = p.tls.Version
 	}
@@ -318,14 +334,31 @@ func (l *lane) submit(now time.Time, extra func(*envelope.Envelope)) envelope.ID
 	l.sub = queue.Submission{Env: env, Owner: l.srv, Token: l}
 	if err := l.srv.o.Writer.Submit(&l.sub); err != nil {
 		l.sub.Err = err
-		l.back <- struct{}{}
+		l.answered()
 	}
 	return id
 }
 
+// What the queue knows of a lane's submission.
+const (
+	asked    uint32 = iota // at most
+	answered               // and nobody has looked
+	awaited                // by a goroutine that sleeps
+)
+
+// answered is called when the submission has its answer. Of the many in a commit few are awaited at that moment: the others cost no channel.
+func (l *lane) answered() {
+	if l.queue.Swap(answered) == awaited {
+		l.back <- struct{}{}
+	}
+}
+
 // wait returns when the queue has answered; l.answer is what the client is told.
 func (l *lane) wait() bool {
-	<-l.back
+	if l.queue.CompareAndSwap(asked, awaited) {
+		<-l.back
+	}
+	l.queue.Store(asked)
 	now := time.Now()
 	env, err := l.sub.Env, l.sub.Err
 	l.sub = queue.Submission{}
@@ -335,8 +368,16 @@ func (l *lane) wait() bool {
 	return l.heard(out, step, now)
 }
 
+// keep lets the dialogue go on with the next message, of the same poster.
+func (l *lane) keep(p *poster, helo []byte) {
+	l.greeted, l.client, l.helo = true, p.client, append(l.helo[:0], helo...)
+}
+
 // over ends the dialogue, whatever has become of it.
-func (l *lane) over() { l.sess.Abort() }
+func (l *lane) over() {
+	l.greeted = false
+	l.sess.Abort()
+}
 
 // Replied is session.Observer.
 func (l *lane) Replied(stage session.Stage, code uint16) { l.srv.meter.Reply(stage, code) }

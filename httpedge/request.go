@@ -734,6 +734,11 @@ func (d *decoder) str(take func(d *decoder, p []byte) error) error {
 				d.r++
 				return d.flush(take, start, end)
 			case c == '\\':
+				if len(rest) > 1 && simpleEscapes[rest[1]] != 0 { // line ends, mostly
+					in[end] = simpleEscapes[rest[1]]
+					d.r, end = d.r+2, end+1
+					continue
+				}
 				if r, size := unescape(rest); size > 0 {
 					end += utf8.EncodeRune(in[end:d.r+size], r)
 					d.r += size
@@ -800,27 +805,19 @@ func plainRun(p []byte) int {
 	}
 }
 
+// simpleEscapes are what a letter behind a backslash stands for; 0: it is none.
+var simpleEscapes = [256]byte{'"': '"', '\\': '\\', '/': '/', 'b': '\b', 'f': '\f', 'n': '\n', 'r': '\r', 't': '\t'}
+
 // unescape decodes the escape at the start of p (RFC 8259 §7). size is how long it is, 0 when p ends before its end, -1 when it is
 // none or half a surrogate pair.
 func unescape(p []byte) (r rune, size int) {
 	if len(p) < 2 {
 		return 0, 0
 	}
-	switch p[1] {
-	case '"', '\\', '/':
-		return rune(p[1]), 2
-	case 'b':
-		return '\b', 2
-	case 'f':
-		return '\f', 2
-	case 'n':
-		return '\n', 2
-	case 'r':
-		return '\r', 2
-	case 't':
-		return '\t', 2
-	case 'u':
-	default:
+	if c := simpleEscapes[p[1]]; c != 0 {
+		return rune(c), 2
+	}
+	if p[1] != 'u' {
 		return 0, -1
 	}
 	r, size = fourHex(p[2:])

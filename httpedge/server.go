@@ -385,7 +385,7 @@ const maxKeptOut = 64 << 10
 // Committed is queue.Owner: it wakes the handlers. Runs on: writer goroutine.
 func (s *Server) Committed(batch []*queue.Submission) {
 	for _, sub := range batch {
-		sub.Token.(*lane).back <- struct{}{}
+		sub.Token.(*lane).answered()
 	}
 }
 

@@ -53,9 +53,15 @@ func (s *Server) intake() *intake {
 }
 
 func (s *Server) release(in *intake) {
+	s.park(in.lane)
+	s.clear(in)
+	s.intakes.Put(in)
+}
+
+// clear leaves nothing of the message; the lane is no longer in's.
+func (s *Server) clear(in *intake) {
 	s.dropKey(in) // only a panic has left one
 	in.data.Release()
-	s.park(in.lane)
 	in.m.reset()
 	clear(in.results)
 	results := in.results[:0]
@@ -64,7 +70,6 @@ func (s *Server) release(in *intake) {
 	}
 	in.sum.Reset()
 	*in = intake{m: in.m, sum: in.sum, results: results, answer: in.answer[:0]}
-	s.intakes.Put(in)
 }
 
 // take is the sink of message data.
@@ -475,6 +480,9 @@ func (s *Server) dialogue(in *intake) *problem {
 	}
 	for i := range m.Rcpts {
 		params.smtpUTF8 = params.smtpUTF8 || !isASCII(m.Rcpts[i].Address)
+	}
+	if m.Client.IsValid() && l.greeted { // who is somebody else
+		l.over()
 	}
 	if !l.begin(l.at, &in.poster, helo, now) || !l.mail(m.MailFrom, &params, now) {
 		return in.refusal()
