@@ -20,10 +20,11 @@ const (
 	// (bench/http).
 	maxExtraLanes = 256
 	minExtraLanes = 2
-	// answerDelay is how long answers wait for the next one while lines are there that the client has sent: a write for each commit's few was a
-	// sixth of a batch's cost. When the client has sent nothing for clientDelay they wait no longer.
-	answerDelay = 10 * time.Millisecond
-	clientDelay = 200 * time.Microsecond
+	// answerDelay is how long answers wait for more while the client is within a line, or there are lines that it has sent: a write for each commit's
+	// few was a sixth of a batch's cost. At the end of a line the client may be waiting itself, so then they are sent at once.
+	answerDelay = 50 * time.Millisecond
+	// maxChunkBytes of answers and one more go together: with the chunk's own lines they are below the 4,096 that fasthttp writes at a time.
+	maxChunkBytes = 3 << 10
 )
 
 // batch is one request under way. It is the response's body: fasthttp reads the answers from it while it writes them.
@@ -42,7 +43,7 @@ type batch struct {
 	failed  bool          // the reader has panicked; known when pending is closed
 	line    time.Time     // when the reader began with the present one; its own
 	limited time.Time     // the line that the deadline for reading is of; its own
-	waiting atomic.Bool   // the reader waits for the client
+	waiting atomic.Bool   // the reader waits for the client to begin a line
 	waits   chan struct{} // capacity 1: it has begun to
 
 	out   []byte // answers not yet read, from used
@@ -124,11 +125,14 @@ type batchBody struct {
 	src io.Reader
 }
 
-// Read tells the one who answers that nothing more is there.
+// Read tells the one who answers when there is no next line.
 func (r *batchBody) Read(p []byte) (int, error) {
 	b := r.b
 	if !b.mayRead() {
 		return 0, io.ErrClosedPipe // which nobody is told of
+	}
+	if b.lines.open {
+		return r.src.Read(p)
 	}
 	b.waiting.Store(true)
 	select {
@@ -267,7 +271,7 @@ func (b *batch) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		b.answer(one)
-		b.gather(len(p))
+		b.gather(min(len(p), maxChunkBytes))
 	}
 	b.c.SetWriteDeadline(time.Now().Add(b.srv.o.HeaderTimeout)) // for these answers; the ones before have gone
 	n := copy(p, b.out[b.used:])
@@ -277,37 +281,35 @@ func (b *batch) Read(p []byte) (int, error) {
 
 // gather appends answers that can go with the first one.
 func (b *batch) gather(room int) {
-	for len(b.out) < room {
+	for delayed := false; len(b.out) < room; {
+		var one line
+		var ok bool
 		select {
-		case one, ok := <-b.pending:
-			if !ok {
+		case one, ok = <-b.pending:
+		default: // all that was submitted is answered
+			if b.waiting.Load() {
 				return
 			}
-			b.answer(one)
-			continue
-		default:
-		}
-		delay, waits := answerDelay, b.waiting.Load()
-		if waits {
-			delay = clientDelay
-		}
-		if b.delay == nil {
-			b.delay = time.NewTimer(delay)
-		} else {
-			b.delay.Reset(delay)
-		}
-		select {
-		case one, ok := <-b.pending:
-			if !ok {
-				return
+			if !delayed {
+				delayed = true
+				if b.delay == nil {
+					b.delay = time.NewTimer(answerDelay)
+				} else {
+					b.delay.Reset(answerDelay)
+				}
 			}
-			b.answer(one)
-		case <-b.waits: // or has waited, and looks at what came
-		case <-b.delay.C:
-			if !waits || b.waiting.Load() {
+			select {
+			case one, ok = <-b.pending:
+			case <-b.waits:
+				continue
+			case <-b.delay.C:
 				return
 			}
 		}
+		if !ok {
+			return
+		}
+		b.answer(one)
 	}
 }
 
