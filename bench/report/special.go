@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"math"
+	"slices"
 	"strings"
 )
 
@@ -168,6 +170,20 @@ func pair(a, b *spread, of func(a, b float64) float64) *spread {
 
 func (s *spread) minus(o *spread) *spread {
 	return pair(s, o, func(a, b float64) float64 { return a - b })
+}
+
+// likely is the median and between which values it is with 95 %, whatever the distribution is: those that a fair coin puts around it.
+func (s *spread) likely() string {
+	if s == nil {
+		return ""
+	}
+	n := float64(len(s.Rounds))
+	skip := int((n - 1.96*math.Sqrt(n)) / 2)
+	if skip < 1 {
+		return s.String()
+	}
+	sorted := slices.Sorted(slices.Values(s.Rounds))
+	return number(s.Median) + " (95 %: " + number(sorted[skip-1]) + " to " + number(sorted[len(sorted)-skip]) + ")"
 }
 
 // perSecond is how many fit into a second of CPU.

@@ -14,6 +14,8 @@ import (
 var scenarioNames = []struct{ id, name string }{
 	{"4k", "4 KiB"},
 	{"4k-group", "4 KiB, pipelined"},
+	{"4k-senders", "4 KiB, another domain each"},
+	{"4k-group-senders", "4 KiB, pipelined, another domain each"},
 	{"64k", "64 KiB"},
 	{"64k-group", "64 KiB, pipelined"},
 	{"1m", "1 MiB"},
