@@ -199,7 +199,7 @@ func (c *Check) Feed(a Answer) {
 	case askedAddrs, askedExists, askedHost:
 		switch {
 		case a.Status == Failed: // RFC 7208 §5
-			c.fail(TempError, c.lookupFailed())
+			c.lookupFailed(a.Cause)
 		case asked == askedExists && a.Status == Found, asked != askedExists && c.matches(a.Addrs):
 			c.match()
 		case asked == askedHost:
@@ -210,7 +210,7 @@ func (c *Check) Feed(a Answer) {
 	case askedMX:
 		switch {
 		case a.Status == Failed:
-			c.fail(TempError, c.lookupFailed())
+			c.lookupFailed(a.Cause)
 		case len(a.Hosts) > MaxMXHosts: // RFC 7208 §4.6.4; at once, so that the order of equal preferences makes no difference
 			c.fail(PermError, c.query.Name+" has more than "+strconv.Itoa(MaxMXHosts)+" MX hosts")
 		default:
@@ -248,8 +248,21 @@ func (c *Check) explaining() bool {
 	return c.state == askedExplanation || (c.state == askedPTR || c.state == askedName) && (c.back == explain || c.back == expand)
 }
 
-func (c *Check) lookupFailed() string {
-	return "no answer for " + c.query.Type.String() + " of " + c.query.Name
+// lookupFailed ends the check for want of an answer (RFC 7208 §5).
+func (c *Check) lookupFailed(why Cause) {
+	what := c.query.Type.String() + " of " + c.query.Name
+	switch why {
+	case CauseUnreachable:
+		what = "no DNS server can be reached, for " + what
+	case CauseBusy:
+		what = "too many lookups under way, for " + what
+	case CauseClient:
+		what = "too many lookups under way for this client, for " + what
+	default:
+		what = "no answer for " + what
+	}
+	c.fail(TempError, what)
+	c.result.Cause = why
 }
 
 // ask makes the query that Next gives.
@@ -350,7 +363,7 @@ func (c *Check) gotRecord(a Answer) {
 	f := &c.frames[c.depth]
 	switch {
 	case a.Status == Failed:
-		c.fail(TempError, c.lookupFailed())
+		c.lookupFailed(a.Cause)
 		return
 	case a.Status == Found && a.TXT.problem != "":
 		c.fail(PermError, f.domain+": "+a.TXT.problem)
