@@ -81,6 +81,13 @@ func (p *parts) newDNSBL(cfg *config.Config, log *slog.Logger, counted *metrics.
 			log.LogAttrs(context.Background(), slog.LevelInfo, "dnsbl", slog.String("session", session.String()),
 				slog.String("client", client.String()), slog.Any("lists", zones), slog.Int("score", score))
 		},
+		Rests: func(zone string, rests bool) {
+			if rests {
+				log.Warn("DNS list does not answer, nobody waits for it", "list", zone)
+			} else {
+				log.Info("DNS list answers again", "list", zone)
+			}
+		},
 	}
 	if counted != nil {
 		o.Told = counted.DNSBL

@@ -489,17 +489,20 @@ func TestWarnings(t *testing.T) {
 		"smtp = { early_talkers = \"refuse\", greet_delay = \"1s\" }":                                         "",
 		"timeouts.policy = \"5s\"\n[[hook]]\nat = [\"mail\"]\nurl = \"http://a/\"\non_error = \"accept\"":     "hook[0].timeout",
 		"timeouts.policy = \"5001ms\"\n[[hook]]\nat = [\"mail\"]\nurl = \"http://a/\"\non_error = \"accept\"": "",
-		"spf.timeout = \"30s\"":                                                                             "", // nobody from another machine can come
-		"spf.timeout = \"30s\"" + openListener:                                                              "spf.timeout",
-		"spf.timeout = \"29999ms\"" + openListener:                                                          "",
-		"spf = { timeout = \"30s\", headers = false }" + openListener:                                       "",
-		"spf = { timeout = \"30s\", headers = false, mode = \"enforce\" }" + openListener:                   "spf.timeout",
-		"dnsbl = { timeout = \"30s\", list = [{ zone = \"a.b\" }] }":                                        "dnsbl.timeout",
-		"dnsbl = { timeout = \"30s\" }":                                                                     "",
-		"dnsbl = { threshold = 3, list = [{ zone = \"a.b\", weight = 2 }, { zone = \"c\", weight = -1 }] }": "dnsbl.threshold",
-		"dnsbl = { threshold = 3, list = [{ zone = \"a.b\", weight = 2 }, { zone = \"c\" }] }":              "",
-		"[[milter]]\naddress = \"a:1\"":                                                                     "",
-		"[[milter]]\naddress = \"a:1\"\non_error = \"accept\"":                                              "milter[0].timeout",
+		"spf.timeout = \"30s\"":                                                                                   "", // nobody from another machine can come
+		"spf.timeout = \"30s\"" + openListener:                                                                    "spf.timeout",
+		"spf.timeout = \"29999ms\"" + openListener:                                                                "",
+		"spf = { timeout = \"30s\", headers = false }" + openListener:                                             "",
+		"spf = { timeout = \"30s\", headers = false, mode = \"enforce\" }" + openListener:                         "spf.timeout",
+		"dnsbl = { mode = \"enforce\", timeout = \"30s\", list = [{ zone = \"a.b\" }] }":                          "dnsbl.timeout",
+		"dnsbl = { timeout = \"30s\", list = [{ zone = \"a.b\" }] }":                                              "", // no greeting waits
+		"dns.max_per_client = 1\ndnsbl = { mode = \"enforce\", list = [{ zone = \"a.b\" }, { zone = \"c.d\" }] }": "dns.max_per_client",
+		"dns.max_per_client = 1\ndnsbl = { list = [{ zone = \"a.b\" }, { zone = \"c.d\" }] }":                     "",
+		"dnsbl = { timeout = \"30s\" }":                                                                           "",
+		"dnsbl = { threshold = 3, list = [{ zone = \"a.b\", weight = 2 }, { zone = \"c\", weight = -1 }] }":       "dnsbl.threshold",
+		"dnsbl = { threshold = 3, list = [{ zone = \"a.b\", weight = 2 }, { zone = \"c\" }] }":                    "",
+		"[[milter]]\naddress = \"a:1\"":                                                                           "",
+		"[[milter]]\naddress = \"a:1\"\non_error = \"accept\"":                                                    "milter[0].timeout",
 	} {
 		var got []string
 		for _, w := range mustLoad(t, text, nil).Warnings() {

@@ -175,14 +175,14 @@ var keys = map[string]rule{
 		doc: `Enhanced status code and text, in which {reason} is why: the domain's own explanation, or a phrase. "" is that of RFC 7372.`},
 
 	"dnsbl":           {doc: "DNS lists of bad clients and of good ones, RFC 5782. All are asked at once, before the greeting. Clients that may relay or have private addresses are not."},
-	"dnsbl.mode":      {words: words(modes), doc: "off | observe | enforce. observe counts and logs only."},
+	"dnsbl.mode":      {words: words(modes), doc: "off | observe | enforce. observe counts and logs only, and no greeting waits for it."},
 	"dnsbl.threshold": {min: 1, max: 1_000_000, doc: "The sum of the weights of lists from which a client is refused."},
 	"dnsbl.code":      {min: 400, max: 599, doc: "Reply code, 4yz or 5yz."},
 	"dnsbl.message": {
 		doc: `Enhanced status code and text. {zone} is the first list that has the client, and {reason} what it says about it. "" is "Service unavailable; client blocked by {zone}: {reason}".`},
 	"dnsbl.skip": {doc: "Networks that are not looked up."},
 	"dnsbl.timeout": {min: 10 * ms, max: hour,
-		doc: "How long the greeting waits. A list that has not answered by then has not listed. Less than timeouts.policy."},
+		doc: "How long the greeting waits (enforce). A list that has not answered by then has not listed; one that never does is soon not waited for. Less than timeouts.policy."},
 	"dnsbl.list":          {doc: "One table for each list."},
 	"dnsbl.list[].zone":   {check: checkZone, doc: `Its domain, like "zen.example.org".`},
 	"dnsbl.list[].weight": {min: -1_000_000, max: 1_000_000, doc: "What being listed adds to a client's sum. A negative one is a list of good clients."},
@@ -200,7 +200,7 @@ var keys = map[string]rule{
 	"dns.cache_bytes":    {min: 64 * kib, max: 64 * gib, doc: "Memory for answers."},
 	"dns.max_inflight":   {min: 1, max: 1_000_000, doc: "Queries that may wait for their answers at once; more fail."},
 	"dns.max_per_zone":   {min: 1, max: 1_000_000, doc: "The same for names of one domain, as registered (example.net, example.co.uk), whose servers may be silent."},
-	"dns.max_per_client": {min: 1, max: 1_000_000, doc: "The same for one client address, or one /64 in IPv6."},
+	"dns.max_per_client": {min: 1, max: 1_000_000, doc: "The same for one client address, or one /64 in IPv6. A client that spends them is told to come back, where a list or SPF would have decided (enforce)."},
 
 	"queue": {doc: "What takes responsibility for accepted mail."},
 	"queue.engine": {words: words("spool jetstream spool+jetstream discard"),
