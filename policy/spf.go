@@ -43,7 +43,8 @@ type SPFOptions struct {
 	HeloFirst bool
 	// At is where rules are applied: AtMail, AtRcpt or AtData. The check begins at MAIL, so later is less waiting. Default AtMail.
 	At Stage
-	// Rules by result. A result without a rule changes nothing.
+	// Rules by result. A result without a rule changes nothing, but for a temperror by the client's own flood of lookups (spf.CauseClient), which is
+	// deferred: it could choose else whether its fail is found.
 	Rules map[spf.Code]SPFRule
 	// Skip are networks that are not checked. Clients that may relay or have logged in, loopback and unix sockets never are.
 	Skip *Networks
@@ -93,6 +94,7 @@ type SPF struct {
 	timed timed // Resolver, if it is one
 	on    Stages
 	rules [spf.PermError + 1]*compiledSPF
+	flood *compiledSPF
 	runs  sync.Pool // of *spfRun, with no lookup under way
 }
 
@@ -136,6 +138,7 @@ func NewSPF(o SPFOptions) (*SPF, error) {
 		s.on |= On(AtHelo)
 	}
 	s.runs.New = func() any { return newSPFRun(s) }
+	s.flood, _ = compileSPF(spf.TempError, SPFRule{Code: 451}) // never fails
 	for code, rule := range o.Rules {
 		if int(code) >= len(s.rules) {
 			return nil, fmt.Errorf("policy: SPF has no result %d", code)
@@ -283,7 +286,7 @@ func (s *SPF) skips(c *Client) bool {
 
 // enforce gives the reply for an outcome.
 func (s *SPF) enforce(o spfOutcome) (reply smtpcodec.Reply) {
-	rule, action := s.rules[o.result.Code], SPFNone
+	rule, action := s.ruleFor(o.result), SPFNone
 	if rule != nil {
 		if reply, action = rule.replyFor(o.result), SPFAccepted; reply.Code/100 != 2 {
 			action = SPFRefused
@@ -295,12 +298,25 @@ func (s *SPF) enforce(o spfOutcome) (reply smtpcodec.Reply) {
 	return reply
 }
 
+// ruleFor is nil for a result that changes nothing.
+func (s *SPF) ruleFor(result *spf.Result) *compiledSPF {
+	if rule := s.rules[result.Code]; rule != nil || result.Cause != spf.CauseClient {
+		return rule
+	}
+	return s.flood
+}
+
+// heloDecides says that the result of HELO is that of the transaction, whatever the reverse-path says: a fail, or what may have been one.
+func (s *SPF) heloDecides(helo *spf.Result) bool {
+	return helo.Code == spf.Fail || s.o.Enforce && helo.Cause == spf.CauseClient
+}
+
 // observe is told of a result that no rule is applied to.
 func (s *SPF) observe(result *spf.Result) {
 	if s.o.Told == nil {
 		return
 	}
-	if rule := s.rules[result.Code]; rule != nil && rule.reply.Code/100 != 2 {
+	if rule := s.ruleFor(result); rule != nil && rule.reply.Code/100 != 2 {
 		s.o.Told(result.Code, SPFObserved)
 	} else {
 		s.o.Told(result.Code, SPFNone)
@@ -446,7 +462,7 @@ func (r *spfRun) begin(identity spf.Identity, now time.Time, helo, sender []byte
 			r.next, r.waits = p, true
 			r.limit(now) // anew: HELO's time was its own
 			return true
-		case r.hasHelo && r.helo.Code == spf.Fail:
+		case r.hasHelo && r.s.heloDecides(&r.helo):
 			r.concluded()
 			return true
 		}
@@ -542,7 +558,7 @@ func (r *spfRun) over() {
 		return
 	}
 	r.waits = false
-	if result.Code == spf.Fail {
+	if r.s.heloDecides(&result) {
 		r.concluded()
 	} else {
 		r.start(r.next)
@@ -636,7 +652,7 @@ func (r *spfRun) outcome() (o spfOutcome, done bool) {
 // take is outcome. r.mu is held, and nothing is running.
 func (r *spfRun) take() (o spfOutcome) {
 	o.first, r.told = !r.told, true
-	if r.hasHelo && r.helo.Code == spf.Fail {
+	if r.hasHelo && r.s.heloDecides(&r.helo) {
 		o.result, o.identity = &r.helo, spf.Helo
 	} else {
 		o.result, o.identity = &r.mail, spf.MailFrom
