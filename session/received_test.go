@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/policy"
 )
 
 var arrival = time.Date(2026, 11, 22, 9, 0, 39, 0, time.FixedZone("CET", 3600))
@@ -198,4 +199,69 @@ func BenchmarkFieldCounter(b *testing.B) {
 			countReceived(message)
 		}
 	})
+}
+
+// fieldsFirst puts fields of ours before each message.
+type fieldsFirst string
+
+func (fieldsFirst) Stages() policy.Stages { return policy.On(policy.AtMessage) }
+
+func (f fieldsFirst) Validate(e *policy.Event) error {
+	e.Fields = append(e.Fields, f...)
+	return nil
+}
+
+// RFC 5322 §2.2.3: what begins with a blank goes on with the field before it. No stranger goes on with ours.
+func TestMessageThatBeginsWithABlankIsNoPartOfOurFields(t *testing.T) {
+	const ours = "Received-SPF: pass (mx.example.net: ok)\r\nAuthentication-Results: mx.example.net; spf=pass\r\n"
+	for data, ends := range map[string]bool{
+		" x; spf=pass smtp.mailfrom=ceo@bank.example\r\nSubject: x\r\n\r\nhi\r\n": true,
+		"\tx\r\n":                    true,
+		" \r\n":                      true,
+		"\t\r\n\r\n":                 true,
+		"Subject: x\r\n y\r\n":       false,
+		"\r\n folded\r\n":            false, // the header section has ended
+		"\r\n":                       false,
+		"":                           false,
+		"no field\r\n x: folded\r\n": false,
+	} {
+		for _, spf := range []bool{false, true} {
+			for _, by := range []string{"DATA", "BDAT", "BDAT byte by byte"} {
+				o, before := Options{Hostname: "mx.example.net", AuthservID: "mx.example.net"}, ""
+				if spf {
+					o.Validators, before = []policy.Validator{fieldsFirst(ours)}, ours
+				}
+				s, _, _ := open(t, o)
+				text := "EHLO c\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\n"
+				switch by {
+				case "DATA":
+					text += "DATA\r\n" + data + ".\r\n"
+				case "BDAT":
+					text += fmt.Sprintf("BDAT 0\r\nBDAT %d LAST\r\n%s", len(data), data)
+				default:
+					for _, b := range []byte(data) {
+						text += "BDAT 1\r\n" + string(b)
+					}
+					text += "BDAT 0 LAST\r\n"
+				}
+				if _, _, step := s.Feed([]byte(text), start, nil); step != AwaitCommit {
+					t.Fatalf("%s, %q: step %d", by, data, step)
+				}
+				env := s.TakeEnvelope(envelope.ID{})
+				whole := string(env.Trace) + string(bytes.Join(env.Data.AppendBuffers(nil), nil))
+				m, err := mail.ReadMessage(strings.NewReader(whole + "\r\n\r\n"))
+				if err == nil {
+					received := m.Header.Get("Received")
+					if !strings.HasPrefix(whole, before+"Received: ") || !strings.HasSuffix(received, "+0000") {
+						t.Errorf("%s, %q: %q", by, data, whole)
+					}
+				} else if !strings.HasPrefix(data, "no field") {
+					t.Errorf("%s, %q: %v", by, data, err)
+				}
+				if !strings.HasSuffix(whole, "\r\n"+data) || bytes.HasSuffix(env.Trace, []byte("\r\n\r\n")) != ends {
+					t.Errorf("%s, %q: %q", by, data, whole)
+				}
+			}
+		}
+	}
 }
