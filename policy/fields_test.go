@@ -136,6 +136,21 @@ func TestResultsOfSomeChecksOnly(t *testing.T) {
 	}
 }
 
+// The envelope has what was found also where the message does not tell it.
+func TestResultsForTheEnvelopeOnly(t *testing.T) {
+	dns := newDNS(spfZone + ptrZone)
+	v := NewResults(ResultsOptions{Hostname: "mx", EnvelopeOnly: true, PTR: NewPTR(PTROptions{Resolver: dns}), SPF: mustSPF(t, SPFOptions{Resolver: dns})})
+	if !Discreet(v).Discreet() || NewResults(ResultsOptions{}).Discreet() {
+		t.Error("who is discreet?")
+	}
+	k := newTalk(t, v, "192.0.2.7", "mail.example.com")
+	talkAbout(k, "a@pass.example")
+	if want := "Authentication-Results: mx;\r\n\tspf=pass smtp.mailfrom=a@pass.example;\r\n\tiprev=pass policy.iprev=192.0.2.7 (mail.example.com)\r\n"; k.fields != want {
+		t.Errorf("%q, want %q", k.fields, want)
+	}
+	k.at(AtClose)
+}
+
 // The end of data waits for SPF, never for the client's name; and each message tells of its own sender.
 func TestFieldsWaitForSPFButNotForTheName(t *testing.T) {
 	dns := newDNS(spfZone + ptrZone)

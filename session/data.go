@@ -332,11 +332,11 @@ func (s *Session) TakeEnvelope(id envelope.ID) *envelope.Envelope {
 	tx := s.tx
 	env := tx.env
 	env.ID, tx.id = id, id
-	if len(tx.fields) > 0 {
+	if len(tx.fields) > 0 { // in these facts are first
 		s.res.scratch = appendResults(s.res.scratch[:0], tx.fields)
 		env.Results = env.Keep(s.res.scratch)
 	}
-	s.res.scratch = append(s.res.scratch[:0], tx.fields...)
+	s.res.scratch = append(s.res.scratch[:0], tx.fields[tx.facts:]...)
 	s.res.scratch = appendReceived(s.res.scratch, env, s.peer.TLS, tx.host, s.sv.Hostname)
 	if beginsWithBlank(&env.Data) {
 		// RFC 5322 §2.2.3: a line that begins so would be a folded line of our last field, and say there what a stranger likes. He has sent no

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"net/mail"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/fastedge/fastedge/envelope"
 	"github.com/fastedge/fastedge/policy"
+	"github.com/fastedge/fastedge/smtpcodec"
 )
 
 var arrival = time.Date(2026, 11, 22, 9, 0, 39, 0, time.FixedZone("CET", 3600))
@@ -263,5 +265,70 @@ func TestMessageThatBeginsWithABlankIsNoPartOfOurFields(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// finds is a discreet validator that answers at once, or later.
+type finds struct {
+	fieldsFirst
+	later bool
+}
+
+func (finds) Discreet() bool { return true }
+
+func (f finds) Validate(e *policy.Event) error {
+	if !f.later {
+		return f.fieldsFirst.Validate(e)
+	}
+	e.Pend().Done(smtpcodec.Reply{}, []byte(f.fieldsFirst))
+	return nil
+}
+
+// What discreet validators find is for the queue, and the message does not tell it.
+func TestDiscreetFindingsStandInTheEnvelopeOnly(t *testing.T) {
+	const found = "Authentication-Results: mx.example.net;\r\n\tspf=pass smtp.mailfrom=a@example.com;\r\n\tiprev=pass\r\n"
+	const others = "Authentication-Results: filter.example.net; dkim=pass\r\n"
+	for _, later := range []bool{false, true} {
+		s, _, _ := open(t, Options{Hostname: "mx.example.net", Validators: []policy.Validator{fieldsFirst(others), finds{found, later}}})
+		feed(t, s, "EHLO c\r\n", slices.Repeat([]string{"250"}, 10)...)
+		for range 2 { // the second recycles the first's
+			text := []byte(group + "Subject: x\r\n.\r\n")
+			n, _, step := s.Feed(text, start, nil)
+			if step == AwaitPolicy && later {
+				_, step = s.Decided(start, nil)
+			}
+			if step != AwaitCommit || n != len(text) {
+				t.Fatalf("step %d, %d bytes used", step, n)
+			}
+			env := s.TakeEnvelope(envelope.ID{})
+			if got := string(env.Results); got != "spf=pass smtp.mailfrom=a@example.com; iprev=pass" {
+				t.Errorf("results %q", got)
+			}
+			if got, _, _ := strings.Cut(string(env.Trace), "Received: "); got != others {
+				t.Errorf("fields %q", got)
+			}
+			env.Release()
+			s.Committed(nil, nil, start, nil)
+		}
+	}
+}
+
+func TestDiscreetFindingsDoNotAllocate(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	const found = "Authentication-Results: mx.example.net;\r\n\tspf=pass smtp.mailfrom=a@example.com\r\n"
+	s, _, _ := open(t, Options{Hostname: "mx.example.net", Validators: []policy.Validator{finds{fieldsFirst: found}}})
+	out := make([]byte, 0, 4096)
+	s.Feed([]byte("EHLO c\r\n"), start, out)
+	text := []byte(group + "Subject: x\r\n.\r\n")
+	if n := testing.AllocsPerRun(100, func() {
+		if _, _, step := s.Feed(text, start, out); step != AwaitCommit {
+			t.Fatal(step)
+		}
+		s.TakeEnvelope(envelope.ID{}).Release()
+		s.Committed(nil, nil, start, out)
+	}); n > 0 {
+		t.Errorf("%v allocations for each message", n)
 	}
 }

@@ -128,6 +128,20 @@ func TestObservedSPFIsWrittenDownAndRefusesNobody(t *testing.T) {
 	}
 }
 
+// Whoever reads the queue finds the results also where the messages do not tell them.
+func TestResultsThatAreNotWrittenIntoMessagesStandInTheQueue(t *testing.T) {
+	p := serve(t, t.TempDir(), strings.Replace(sendersConfig(freeAddress(t), dnsZone(t, senderRecords), ""), "[spf]\n", "[spf]\nheaders = false\n", 1))
+	c := behindProxy(t, p.addr[0], "192.0.2.7", "220 ")
+	c.must(t, "EHLO client.test\r\nMAIL FROM:<a@soft.test>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n", "250-", "250 2.1.0", "250", "354")
+	m := queuedAs.FindStringSubmatch(c.must(t, "Authentication-Results: mx.example.net; spf=pass\r\n\r\n.\r\n", "250 2.6.0"))
+	if fields := p.fields(m[1]); len(fields) != 2 || !strings.HasPrefix(fields[0], "Received: ") || fields[1] != "Authentication-Results: mx.example.net; spf=pass" {
+		t.Errorf("%q", fields)
+	}
+	if shown := string(p.fastedge("queue", "show", m[1])); !strings.Contains(shown, "spf=softfail smtp.mailfrom=a@soft.test") {
+		t.Errorf("%s", shown)
+	}
+}
+
 func TestSilentDNSDefersAndNeverHoldsACommandLongerThanItsLimit(t *testing.T) {
 	silent, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {

@@ -492,8 +492,9 @@ func TestWarnings(t *testing.T) {
 		"spf.timeout = \"30s\"":                                                                                   "", // nobody from another machine can come
 		"spf.timeout = \"30s\"" + openListener:                                                                    "spf.timeout",
 		"spf.timeout = \"29999ms\"" + openListener:                                                                "",
-		"spf = { timeout = \"30s\", headers = false }" + openListener:                                             "",
+		"spf = { timeout = \"30s\", headers = false }" + openListener:                                             "spf.timeout",
 		"spf = { timeout = \"30s\", headers = false, mode = \"enforce\" }" + openListener:                         "spf.timeout",
+		"spf = { timeout = \"30s\", mode = \"off\" }" + openListener:                                              "",
 		"dnsbl = { mode = \"enforce\", timeout = \"30s\", list = [{ zone = \"a.b\" }] }":                          "dnsbl.timeout",
 		"dnsbl = { timeout = \"30s\", list = [{ zone = \"a.b\" }] }":                                              "", // no greeting waits
 		"dns.max_per_client = 1\ndnsbl = { mode = \"enforce\", list = [{ zone = \"a.b\" }, { zone = \"c.d\" }] }": "dns.max_per_client",

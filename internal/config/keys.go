@@ -167,7 +167,7 @@ var keys = map[string]rule{
 	"spf.timeout": {min: 10 * ms, max: hour,
 		doc: "For all lookups of one transaction together; then the result is temperror. Less than timeouts.policy."},
 	"spf.void_lookups": {max: 100, doc: "Lookups that may come back empty; one more is permerror, RFC 7208 §4.6.4."},
-	"spf.headers":      {doc: "Whether the results are written into the message, as Received-SPF and Authentication-Results."},
+	"spf.headers":      {doc: "Whether the results are written into the message, as Received-SPF and Authentication-Results; fields there that claim to be ours are removed then. Its envelope has them in any case."},
 	"spf.on": {words: words("none neutral pass fail softfail temperror permerror"),
 		doc: "The reply for a result. A result without a table changes nothing; a code of 250 accepts, and leaves no more than these words."},
 	"spf.on.*.code": {min: 200, max: 599, doc: "Reply code, 2yz, 4yz or 5yz."},

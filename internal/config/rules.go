@@ -576,7 +576,7 @@ func (c *Config) Warnings() []Problem {
 		late(elementKey("milter", i)("timeout"), one.Timeout, one.OnError)
 	}
 	// What waits for DNS is asked within a command, too.
-	if waits := c.SPF.Mode == "enforce" || c.SPF.Mode == "observe" && c.SPF.Headers; waits && c.AsksDNS() && c.SPF.Timeout >= c.Timeouts.Policy {
+	if c.SPF.Mode != "off" && c.AsksDNS() && c.SPF.Timeout >= c.Timeouts.Policy {
 		warn("spf.timeout", "%s is not less than timeouts.policy (%s): the client is deferred before the result is temperror",
 			FormatDuration(c.SPF.Timeout), FormatDuration(c.Timeouts.Policy))
 	}
