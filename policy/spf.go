@@ -30,7 +30,7 @@ type SPFRule struct {
 	// Code is the reply code: a 2yz accepts with these words, a 4yz or 5yz refuses.
 	Code uint16
 	// Message is an enhanced status code and text, in which {reason} stands for why: the domain's own explanation, or a phrase. Empty is
-	// the reply of RFC 7372 for the result.
+	// the reply of RFC 7372 for the result, which says whose explanation it is.
 	Message string
 }
 
@@ -102,9 +102,13 @@ type SPF struct {
 type compiledSPF struct {
 	reply smtpcodec.Reply
 	parts []string
+	ours  bool // the message
 }
 
 const reasonMark = "{reason}"
+
+// explains stands between a domain and its own explanation, wherever the words around are ours (RFC 7208 §6.2 wants it to be told apart).
+const explains = " explains: "
 
 // repeatTime is how long a result stands for the next message of the same session with the same sender and HELO name. It begins with a check that the
 // cache answered, which lives by whole seconds and keeps everything for longer than this, so the next check would hardly ever find anything else.
@@ -171,7 +175,7 @@ func compileSPF(code spf.Code, rule SPFRule) (*compiledSPF, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &compiledSPF{reply: r, parts: strings.Split(r.Text, reasonMark)}, nil
+	return &compiledSPF{reply: r, parts: strings.Split(r.Text, reasonMark), ours: rule.Message == ""}, nil
 }
 
 // checkTemplate takes the text of a reply in which some marks, like {reason}, will be filled in. Nothing else may stand in braces.
@@ -209,6 +213,11 @@ func parseTemplate(code uint16, text string) (smtpcodec.Reply, error) {
 // replyFor fills in why, by plain substitution: what a stranger wrote is never a template.
 func (c *compiledSPF) replyFor(result *spf.Result) smtpcodec.Reply {
 	r, why := c.reply, whyOf(result)
+	if c.ours && result.Explanation != "" {
+		why = explainer(result) + explains + why
+		// RFC 5321 §4.5.3.1.5: 512 bytes, with codes and CRLF.
+		why = why[:min(len(why), 512-len("550 5.7.23 \r\n")-len(c.parts[0]))]
+	}
 	r.Text = c.parts[0]
 	for _, part := range c.parts[1:] {
 		r.Text += why + part
@@ -225,6 +234,14 @@ func whyOf(result *spf.Result) string {
 		return result.Problem
 	}
 	return "no SPF record"
+}
+
+// explainer says whose explanation a result has. A record may lead to a name with any characters; such a one is not shown.
+func explainer(result *spf.Result) string {
+	if isPlain(result.Domain) {
+		return result.Domain
+	}
+	return "the domain"
 }
 
 // Stages is where the check begins and where it is enforced.

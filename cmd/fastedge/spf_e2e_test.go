@@ -75,7 +75,7 @@ func TestEachResultOfSPFHasItsReply(t *testing.T) {
 	admin := freeAddress(t)
 	p := serve(t, t.TempDir(), sendersConfig(admin, dnsZone(t, senderRecords), "[ptr]\nmode = \"off\"\n"))
 	for _, test := range []struct{ from, reply, result, action string }{
-		{"a@fail.test", "550 5.7.23 SPF validation failed: ask fail.test about 192.0.2.7\r\n", "fail", "refused"},
+		{"a@fail.test", "550 5.7.23 SPF validation failed: fail.test explains: ask fail.test about 192.0.2.7\r\n", "fail", "refused"},
 		{"a@soft.test", "250 2.1.0 Accepted, although: domain owner discourages use of this host\r\n", "softfail", "accepted"},
 		{"a@pass.test", "250 2.1.0 ", "pass", "none"},
 		{"a@temp.test", "451 4.7.24 SPF validation error: ", "temperror", "refused"},
@@ -118,7 +118,7 @@ func TestObservedSPFIsWrittenDownAndRefusesNobody(t *testing.T) {
 	c := behindProxy(t, p.addr[0], "192.0.2.7", "220 ")
 	c.must(t, "EHLO client.test\r\nMAIL FROM:<a@fail.test>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n", "250-", "250 2.1.0", "250", "354")
 	m := queuedAs.FindStringSubmatch(c.must(t, "Subject: x\r\n\r\n.\r\n", "250 2.6.0"))
-	if fields := p.fields(m[1]); !strings.HasPrefix(fields[0], "Received-SPF: fail (mx.example.net: ask fail.test about 192.0.2.7) ") ||
+	if fields := p.fields(m[1]); !strings.HasPrefix(fields[0], "Received-SPF: fail (mx.example.net: fail.test explains: ask fail.test about 192.0.2.7) ") ||
 		!strings.HasPrefix(fields[1], "Authentication-Results: mx.example.net; spf=fail smtp.mailfrom=a@fail.test") {
 		t.Errorf("%q", fields)
 	}
