@@ -290,7 +290,7 @@ func TestEachResultGetsTheReplyOfItsRule(t *testing.T) {
 
 // A client that keeps us from finding its fail, by spending its share of lookups, is not let in for that.
 func TestAClientDoesNotGetPastSPFByAFloodOfItsOwn(t *testing.T) {
-	const later = "451 4.7.24 SPF validation error: SPF Temporary Error: too many lookups under way for this client, for TXT of "
+	const later = "451 4.7.24 SPF validation error: SPF Temporary Error: too many lookups under way for this client, not asked for TXT of "
 	for _, c := range []struct {
 		helo, mail spf.Cause
 		o          SPFOptions

@@ -67,6 +67,10 @@ type Options struct {
 
 	PlainCase bool // no random capitals in questions, for servers that cannot cope with them nor with TCP
 
+	// EndUnreachable ends questions as soon as nobody listens at the address of any server, for somebody who looks on. Otherwise they keep their times,
+	// for a server that is started anew is back soon.
+	EndUnreachable bool
+
 	// Clock is for tests; default time.Now. Only differences count.
 	Clock func() time.Time
 	// Dial opens sockets, with network "udp" or "tcp"; default net.Dialer. For "udp" it must not block. Reads must end when the connection is closed.

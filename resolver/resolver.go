@@ -447,15 +447,19 @@ func (r *Resolver) end(c *call, a spf.Answer, fx *effects) {
 
 // fail ends a question that nobody answered and remembers that. Runs under mu.
 func (r *Resolver) fail(c *call, now int64, fx *effects) {
+	why := spf.CauseDNS
+	if !slices.ContainsFunc(r.servers, func(s *server) bool { return !s.absent }) {
+		why = spf.CauseUnreachable
+	}
 	switch {
 	case c.stale != nil:
 		r.cache.keepFailure(c.q, now, int64(StaleRecheck))
 	case slices.ContainsFunc(r.servers, func(s *server) bool { return !s.down }):
 		r.cache.keepFailure(c.q, now, 0)
 	default:
-		r.cache.keepOutage(c.q, now)
+		r.cache.keepOutage(c.q, now, why)
 	}
-	r.end(c, spf.Answer{Status: spf.Failed}, fx)
+	r.end(c, spf.Answer{Status: spf.Failed, Cause: why}, fx)
 }
 
 // finish does what was left until the mutex is free.

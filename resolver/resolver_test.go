@@ -1304,3 +1304,45 @@ func TestQueryIsWhatTheLibraryWouldWrite(t *testing.T) {
 		t.Error(n)
 	}
 }
+
+// A server that is not there is told apart from one that is silent. Questions wait for it all the same, unless somebody looks on.
+func TestAnAnswerTellsThatNobodyListens(t *testing.T) {
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	nobodyThere := conn.LocalAddr().String()
+
+	r, clock := resolve(t, Options{Servers: []string{nobodyThere}})
+	f := start(r, a("n.example.net"))
+	eventually(t, "the server is left out", func() bool { return !r.Stats().Servers[0].Up })
+	select {
+	case <-f:
+		t.Fatal("the question has not kept its time")
+	default:
+	}
+	clock.advance(r, DefaultTimeout)
+	if got := f.get(t); got.Status != spf.Failed || got.Cause != spf.CauseUnreachable {
+		t.Errorf("%+v", got)
+	}
+	if got := cached(t, r, a("n.example.net")); got.Cause != spf.CauseUnreachable {
+		t.Errorf("remembered: %+v", got)
+	}
+
+	// The clock stands still.
+	r, _ = resolve(t, Options{Servers: []string{nobodyThere}, EndUnreachable: true})
+	if got := ask(t, r, a("n.example.net")); got.Status != spf.Failed || got.Cause != spf.CauseUnreachable {
+		t.Errorf("%+v", got)
+	}
+
+	// One of two is there, and silent.
+	s := serve(t, silent)
+	r, clock = resolve(t, Options{Servers: []string{nobodyThere}, EndUnreachable: true}, s)
+	f = start(r, a("n.example.net"))
+	s.next(t)
+	clock.advance(r, DefaultTimeout)
+	if got := f.get(t); got.Status != spf.Failed || got.Cause != spf.CauseDNS {
+		t.Errorf("%+v", got)
+	}
+}

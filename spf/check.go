@@ -253,11 +253,11 @@ func (c *Check) lookupFailed(why Cause) {
 	what := c.query.Type.String() + " of " + c.query.Name
 	switch why {
 	case CauseUnreachable:
-		what = "no DNS server can be reached, for " + what
+		what = "connection refused by every DNS server, asked for " + what
 	case CauseBusy:
-		what = "too many lookups under way, for " + what
+		what = "too many lookups under way, not asked for " + what
 	case CauseClient:
-		what = "too many lookups under way for this client, for " + what
+		what = "too many lookups under way for this client, not asked for " + what
 	default:
 		what = "no answer for " + what
 	}

@@ -96,7 +96,7 @@ type Cause uint8
 
 const (
 	CauseDNS         Cause = iota // SERVFAIL, REFUSED, a timeout, ...
-	CauseUnreachable              // there is nobody at the address of any DNS server
+	CauseUnreachable              // nobody listens at the address of any DNS server
 	CauseBusy                     // it was not asked: too many lookups are under way, or too many within the domain
 	CauseClient                   // it was not asked: too many are under way for this client
 )

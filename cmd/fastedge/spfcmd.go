@@ -69,7 +69,7 @@ func (c *spfCheckCmd) Run(a *app) error {
 		}
 		servers = []string{server}
 	}
-	r, err := resolver.New(resolver.Options{Servers: servers, Timeout: cfg.DNS.Timeout})
+	r, err := resolver.New(resolver.Options{Servers: servers, Timeout: cfg.DNS.Timeout, EndUnreachable: true})
 	if err != nil {
 		return err
 	}

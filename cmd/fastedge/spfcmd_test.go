@@ -158,6 +158,23 @@ func TestSPFCheckShowsResultReasonAndWalk(t *testing.T) {
 	}
 }
 
+// A server that is not there is not the domain's fault, and nothing to wait for.
+func TestSPFCheckTellsThatTheServerIsNotThere(t *testing.T) {
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	t.Setenv("FASTEDGE_DNS_TIMEOUT", "1h")
+	t.Setenv("FASTEDGE_SPF_TIMEOUT", "1h")
+	var out, errs bytes.Buffer
+	args := []string{"spf", "check", "--ip", "192.0.2.1", "--from", "a@example.com", "--server", conn.LocalAddr().String()}
+	if code := run(args, nil, &out, &errs); code != 0 ||
+		!strings.Contains(out.String(), "reason       SPF Temporary Error: connection refused by every DNS server, asked for TXT of example.com\n") {
+		t.Errorf("exit code %d: %s%s", code, out.String(), errs.String())
+	}
+}
+
 // Servers and limits are those of the configuration, which is checked first.
 func TestSPFCheckUsesTheConfiguration(t *testing.T) {
 	server := dnsZone(t, map[string][]string{"TXT example.com": {"v=spf1 a:a.example.com ip4:192.0.2.1 exp=why.example.com -all"}})
