@@ -92,7 +92,7 @@ type Envelope struct {
 	Results     []byte // what was found out about client and sender, as in Authentication-Results (RFC 8601) behind our name; empty when nothing was
 	Metadata    []byte // a JSON object of the submitter's, carried and not looked at; empty without
 	Idempotency Idempotency
-	Trace       []byte     // our header fields, Received the last, CRLF included; they stand before Data when the message is handed on
+	Trace       []byte     // our header fields, Received the last, CRLF included; they stand before Data when the message is handed on. Ends with an empty line where Data would be taken for more of the last one
 	Data        pool.Chain // message data as sent, dot-stuffing removed
 
 	arena []byte

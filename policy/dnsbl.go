@@ -28,7 +28,7 @@ type DNSBLOptions struct {
 	Zones    []DNSBLZone
 	// Threshold is the score from which a client is refused. Default 1.
 	Threshold int
-	// Observe counts and logs only.
+	// Observe counts and logs only, and no greeting waits for it.
 	Observe bool
 	// Code and Message refuse. {zone} is the first list that has the client, and {reason} what it says about it, or "listed". Default
 	// 554 and "5.7.1 Service unavailable; client blocked by {zone}: {reason}".
@@ -39,18 +39,27 @@ type DNSBLOptions struct {
 	// Timeout is how long the greeting waits. A list that has not answered by then has not listed: a dead list never stops mail. Default
 	// 5 seconds.
 	Timeout time.Duration
-	// Told is told of each answer that lists a client, and of each that did not come, by zone: "listed", "failed". Nil means nobody.
+	// Told is told of each answer that lists a client, and of each that did not come or was not waited for, by zone: "listed", "failed". Nil means
+	// nobody.
 	Told func(zone, what string)
+	// Rests is told of a list that nobody waits for from now on, because it is dead, and of its return. Nil means nobody.
+	Rests func(zone string, rests bool)
 	// Refused is told of each client over the threshold, also when it is only observed. Nil means nobody.
 	Refused func(session envelope.ID, client netip.Addr, zones []string, score int)
 }
 
 // DNSBL asks lists about clients when they connect, all at once. It is a Validator for all listeners.
 type DNSBL struct {
-	o     DNSBLOptions
-	reply smtpcodec.Reply
-	tells bool // the reply says why
+	o      DNSBLOptions
+	reply  smtpcodec.Reply
+	tells  bool // the reply says why
+	health []listHealth
+	now    func() time.Time // for tests
 }
+
+// refuseFlood is for a client whose own flood of lookups has kept a list from being asked: it does not choose who is asked about it.
+var refuseFlood = smtpcodec.Reply{Code: 451, Enhanced: smtpcodec.EnhancedCode{Class: 4, Subject: 7, Detail: 1},
+	Text: "Too many DNS lookups under way for your address, try again later"}
 
 const zoneMark = "{zone}"
 
@@ -93,7 +102,8 @@ func NewDNSBL(o DNSBLOptions) (*DNSBL, error) {
 	if err != nil {
 		return nil, fmt.Errorf("policy: DNS lists: %w", err)
 	}
-	return &DNSBL{o: o, reply: reply, tells: !o.Observe && strings.Contains(reply.Text, reasonMark)}, nil
+	return &DNSBL{o: o, reply: reply, tells: !o.Observe && strings.Contains(reply.Text, reasonMark),
+		health: make([]listHealth, len(o.Zones)), now: time.Now}, nil
 }
 
 // Stages is AtConnect.
@@ -110,22 +120,32 @@ func (d *DNSBL) Validate(e *Event) error {
 	if !addr.IsValid() || addr.IsLoopback() || addr.IsPrivate() || addr.IsLinkLocalUnicast() || e.Client.MayRelay || d.o.Skip.Contains(addr) {
 		return nil
 	}
-	c := &dnsblCheck{d: d, client: addr, session: e.Client.ID, left: len(d.o.Zones), answers: make([]listing, len(d.o.Zones))}
+	c := &dnsblCheck{d: d, client: addr, session: e.Client.ID, begun: d.now(), answers: make([]listing, len(d.o.Zones))}
 	name := reversed(addr)
 	for i := range d.o.Zones {
-		if a, now := d.o.Resolver.Lookup(spf.Query{Name: name + d.o.Zones[i].Zone, Type: spf.TypeA}, addr, func(a spf.Answer) { c.listed(i, a) }); now {
+		ask, wait := d.health[i].ask(c.begun)
+		if !wait { // nobody has c yet
+			c.answers[i].state = listNotWaited
+		}
+		if !ask {
+			c.tell(i, "failed")
+			continue
+		}
+		if a, now := d.o.Resolver.Lookup(spf.Query{Name: name + d.o.Zones[i].Zone, Type: spf.TypeA}, addr, func(a spf.Answer) { c.came(i, a) }); now {
 			c.listed(i, a)
 		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.left == 0 {
-		e.Reply = c.verdict()
+	c.allAsked = true
+	if e.Reply = c.settle(); c.over {
 		return nil
 	}
-	c.pending = e.Pend()
 	c.timer = time.AfterFunc(d.o.Timeout, c.expire)
-	c.pending.OnCancel(c.giveUp)
+	if !d.o.Observe {
+		c.pending = e.Pend()
+		c.pending.OnCancel(c.giveUp)
+	}
 	return nil
 }
 
@@ -134,18 +154,44 @@ type dnsblCheck struct {
 	d       *DNSBL
 	client  netip.Addr
 	session envelope.ID
+	begun   time.Time
 
-	mu      sync.Mutex
-	left    int // answers that have not come
-	over    bool
-	answers []listing
-	pending *Pending
-	timer   *time.Timer
+	mu       sync.Mutex
+	allAsked bool
+	over     bool // there is a verdict, or nobody to hear it
+	answers  []listing
+	pending  *Pending // nil when nobody waits
+	timer    *time.Timer
 }
 
+// listing is what is known from one list.
 type listing struct {
-	listed bool
+	state  listState
 	reason string
+}
+
+type listState uint8
+
+const (
+	listAsked     listState = iota // and waited for
+	listNotWaited                  // it rests, and is asked to see whether it is back, or not at all
+	listLate                       // it has not answered in time
+	listSilent                     // it does not list the client, or could not be asked
+	listLists                      // it does, and has said why if it will
+	listSaysWhy                    // it does, and is asked why
+	listFlooded                    // it was not asked: the client has too many lookups under way
+)
+
+// came is listed, for an answer that was waited for: it tells of the list's health. Runs on: any goroutine.
+func (c *dnsblCheck) came(i int, a spf.Answer) {
+	c.mu.Lock()
+	late := c.answers[i].state == listLate
+	c.mu.Unlock()
+	if !late && (a.Status != spf.Failed || a.Cause == spf.CauseDNS) {
+		now := c.d.now()
+		c.d.healthy(i, a.Status != spf.Failed && now.Sub(c.begun) <= c.d.o.Timeout, now)
+	}
+	c.listed(i, a)
 }
 
 // listed takes a list's answer. When it lists the client, the reason is asked for (RFC 5782 §2.1).
@@ -155,27 +201,36 @@ func (c *dnsblCheck) listed(i int, a spf.Answer) {
 	for _, addr := range a.Addrs {
 		hit = hit || z.counts(addr)
 	}
-	if c.d.o.Told != nil {
-		if a.Status == spf.Failed {
-			c.d.o.Told(z.Zone, "failed")
-		} else if hit {
-			c.d.o.Told(z.Zone, "listed")
-		}
+	switch {
+	case a.Status == spf.Failed && a.Cause == spf.CauseClient:
+		c.tell(i, "failed")
+		c.done(i, listing{state: listFlooded})
+		return
+	case a.Status == spf.Failed:
+		c.tell(i, "failed")
+	case hit:
+		c.tell(i, "listed")
 	}
-	if !hit || !c.d.tells || z.Weight < 0 {
-		c.done(i, listing{listed: hit})
+	switch {
+	case !hit:
+		c.done(i, listing{state: listSilent})
+		return
+	case !c.d.tells || z.Weight < 0:
+		c.done(i, listing{state: listLists})
 		return
 	}
-	c.mu.Lock()
-	over := c.over
-	c.answers[i].listed = !over // counts, should the reason be late
-	c.mu.Unlock()
-	if over {
+	if c.done(i, listing{state: listSaysWhy}) { // counts, should the reason be late
 		return
 	}
 	q := spf.Query{Name: reversed(c.client) + z.Zone, Type: spf.TypeTXT}
-	if a, now := c.d.o.Resolver.Lookup(q, c.client, func(a spf.Answer) { c.done(i, listing{true, reasonOf(a)}) }); now {
-		c.done(i, listing{true, reasonOf(a)})
+	if a, now := c.d.o.Resolver.Lookup(q, c.client, func(a spf.Answer) { c.done(i, listing{listLists, reasonOf(a)}) }); now {
+		c.done(i, listing{listLists, reasonOf(a)})
+	}
+}
+
+func (c *dnsblCheck) tell(i int, what string) {
+	if c.d.o.Told != nil {
+		c.d.o.Told(c.d.o.Zones[i].Zone, what)
 	}
 }
 
@@ -209,18 +264,18 @@ func reasonOf(a spf.Answer) string {
 	return text
 }
 
-// done takes the last that a list has to say. Runs on: any goroutine.
-func (c *dnsblCheck) done(i int, l listing) {
+// done takes what a list has to say. It says whether the question is over. Runs on: any goroutine.
+func (c *dnsblCheck) done(i int, l listing) (over bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.over {
-		return
+		return true
 	}
 	c.answers[i] = l
-	if c.left--; c.left == 0 && c.pending != nil {
-		c.timer.Stop()
-		c.tell()
+	if c.allAsked {
+		c.answer()
 	}
+	return c.over
 }
 
 // giveUp is for a client that is gone.
@@ -231,55 +286,158 @@ func (c *dnsblCheck) giveUp() {
 	c.timer.Stop()
 }
 
+// expire ends what has taken too long.
 func (c *dnsblCheck) expire() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.over {
+		return
+	}
+	now := c.d.now()
+	for i := range c.answers {
+		switch c.answers[i].state {
+		case listAsked:
+			c.answers[i].state = listLate
+			c.d.healthy(i, false, now)
+		case listSaysWhy:
+			c.answers[i].state = listLists
+		}
+	}
+	c.answer()
+}
+
+// answer tells the verdict to who waits for it, if it is there. c.mu is held.
+func (c *dnsblCheck) answer() {
+	r := c.settle()
 	if !c.over {
-		c.tell()
+		return
+	}
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	if c.pending != nil {
+		c.pending.Done(r, nil)
 	}
 }
 
-// tell ends the question. c.mu is held.
-func (c *dnsblCheck) tell() {
-	p, r := c.pending, c.verdict()
-	p.Done(r, nil)
-}
-
-// verdict adds up. c.mu is held.
-func (c *dnsblCheck) verdict() (r smtpcodec.Reply) {
-	c.over = true
-	score := 0
-	var zones []string
-	reason := ""
-	for i, l := range c.answers {
-		if !l.listed {
-			continue
-		}
-		z := &c.d.o.Zones[i]
-		score += z.Weight
-		if z.Weight > 0 {
-			if zones = append(zones, z.Zone); len(zones) == 1 {
-				reason = l.reason
+// settle adds up. The question is over as soon as no list that is waited for can change the verdict; an observer, who waits for nothing, hears them
+// all. c.mu is held.
+func (c *dnsblCheck) settle() (r smtpcodec.Reply) {
+	// The score is between low and high, whatever the others say, and bad when one may list the client that is no list of good ones.
+	low, high, first := 0, 0, -1
+	bad, waits := false, false
+	for i := range c.answers {
+		switch w := c.d.o.Zones[i].Weight; c.answers[i].state {
+		case listLists, listSaysWhy:
+			low, high, bad = low+w, high+w, bad || w > 0
+			if w > 0 && first < 0 {
+				first = i
+			}
+		case listAsked:
+			waits = true
+			low, high, bad = low+min(w, 0), high+max(w, 0), bad || w > 0
+		case listFlooded:
+			if !c.d.o.Observe {
+				low, high, bad = low+min(w, 0), high+max(w, 0), bad || w > 0
 			}
 		}
 	}
-	if score < c.d.o.Threshold || len(zones) == 0 {
+	refuses, passes := low >= c.d.o.Threshold && first >= 0, high < c.d.o.Threshold || !bad
+	switch {
+	case c.d.o.Observe:
+		if waits {
+			return r
+		}
+	case refuses:
+		if c.answers[first].state == listSaysWhy {
+			return r
+		}
+	case !passes && waits:
 		return r
 	}
+	c.over = true
+	switch {
+	case refuses:
+		return c.refuse(first, low)
+	case passes:
+		return r
+	}
+	return refuseFlood
+}
+
+// refuse is the verdict on a client with this score, which first lists. c.mu is held.
+func (c *dnsblCheck) refuse(first, score int) (r smtpcodec.Reply) {
 	if c.d.o.Refused != nil {
+		var zones []string
+		for i, l := range c.answers {
+			if z := &c.d.o.Zones[i]; z.Weight > 0 && (l.state == listLists || l.state == listSaysWhy) {
+				zones = append(zones, z.Zone)
+			}
+		}
 		c.d.o.Refused(c.session, c.client, zones, score)
 	}
 	if c.d.o.Observe {
 		return r
 	}
+	reason := c.answers[first].reason
 	if reason == "" {
 		reason = "listed"
 	}
 	r = c.d.reply
 	// {zone} first: what a list says is never looked at for marks.
-	parts := strings.Split(strings.ReplaceAll(r.Text, zoneMark, zones[0]), reasonMark)
+	parts := strings.Split(strings.ReplaceAll(r.Text, zoneMark, c.d.o.Zones[first].Zone), reasonMark)
 	r.Text = strings.Join(parts, reason)
 	return r
+}
+
+// RestAfter is after how many answers in a row that did not come nobody waits for a list any more, or each new client would be held for the whole
+// Timeout by a list that is dead. It is asked about one client in each ProbeEvery then, who does not wait either, and is back with the first answer.
+const (
+	RestAfter  = 5
+	ProbeEvery = 5 * time.Second
+)
+
+// listHealth is of one list.
+type listHealth struct {
+	mu      sync.Mutex
+	missing int // answers in a row
+	rests   bool
+	probeAt time.Time
+}
+
+// ask says whether to ask a list now, and whether to wait for it.
+func (h *listHealth) ask(now time.Time) (ask, wait bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.rests {
+		return true, true
+	}
+	if now.Before(h.probeAt) {
+		return false, false
+	}
+	h.probeAt = now.Add(ProbeEvery)
+	return true, false
+}
+
+// healthy takes note of an answer of a list that came in time, or did not.
+func (d *DNSBL) healthy(i int, came bool, now time.Time) {
+	h := &d.health[i]
+	h.mu.Lock()
+	rested := h.rests
+	switch {
+	case came:
+		h.missing, h.rests = 0, false
+	case h.rests:
+	default:
+		if h.missing++; h.missing >= RestAfter {
+			h.rests, h.probeAt = true, now.Add(ProbeEvery)
+		}
+	}
+	rests := h.rests
+	h.mu.Unlock()
+	if rests != rested && d.o.Rests != nil {
+		d.o.Rests(d.o.Zones[i].Zone, rests)
+	}
 }
 
 // reversed gives the labels under which lists keep an address, with the dot behind them: RFC 5782 §2.1 for IPv4, §2.4 for IPv6.

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -119,12 +120,15 @@ func TestListsAddUp(t *testing.T) {
 			k := newTalk(t, mustDNSBL(t, o), c.ip, "")
 			got := k.at(AtConnect)
 			if held {
-				if got != "..." || len(dns.waiting) != len(c.zones) {
+				waits := got == "..." // or these lists cannot refuse anybody
+				if !waits && (got != "" || c.want != "") || len(dns.waiting) != len(c.zones) {
 					t.Errorf("%+v: %q while %d wait", c, got, len(dns.waiting))
 				}
 				for dns.answer(len(dns.waiting) - 1) { // the last first
 				}
-				got = k.decision()
+				if waits {
+					got = k.decision()
+				}
 			}
 			slices.Sort(told)
 			if got != c.want || strings.Join(told, " ") != c.told || (len(refused) == 1) != (c.want != "") {
@@ -158,13 +162,246 @@ func TestTheGreetingWaitsForListsOnlySoLong(t *testing.T) {
 	}
 
 	e := &Event{Stage: AtConnect}
-	c := &dnsblCheck{d: d, client: ip("192.0.2.2"), left: 2, answers: make([]listing, 2), pending: e.Pend()}
+	c := &dnsblCheck{d: d, client: ip("192.0.2.2"), allAsked: true, answers: make([]listing, 2), pending: e.Pend()}
 	c.listed(0, spf.Answer{Status: spf.Found, Addrs: []netip.Addr{ip("127.0.0.2")}})
 	c.expire()
 	if r, _, _ := e.Pend().Decision(); replyText(r) != "554 5.7.1 Service unavailable; client blocked by bl.example.org: listed" {
 		t.Errorf("late reason: %q", replyText(r))
 	}
 	dns.answerAll()
+}
+
+// Observing is for looking on: what it finds comes when it comes.
+func TestNoGreetingWaitsForListsThatAreObserved(t *testing.T) {
+	dns := newDNS(listZones)
+	dns.hold = true
+	var refused []string
+	d := mustDNSBL(t, DNSBLOptions{Resolver: dns, Observe: true, Timeout: time.Hour,
+		Zones: []DNSBLZone{{Zone: "bl.example.org"}, {Zone: "other.example.org"}, {Zone: "wl.example.org", Weight: -1}},
+		Refused: func(_ envelope.ID, _ netip.Addr, zones []string, score int) {
+			refused = append(refused, fmt.Sprint(zones, score))
+		}})
+	k := newTalk(t, d, "192.0.2.4", "")
+	if got := k.at(AtConnect); got != "" || len(dns.waiting) != 3 {
+		t.Fatalf("%q while %d lists are asked", got, len(dns.waiting))
+	}
+	dns.answer(0)
+	dns.answer(0)
+	if len(refused) > 0 {
+		t.Errorf("%q before all lists have answered", refused)
+	}
+	dns.answerAll()
+	if want := "[[bl.example.org other.example.org] 1]"; fmt.Sprint(refused) != want {
+		t.Errorf("%q, want %s", refused, want)
+	}
+
+	// Those that are late are not waited for.
+	refused = nil
+	e := &Event{Stage: AtConnect}
+	c := &dnsblCheck{d: d, client: ip("192.0.2.4"), allAsked: true, answers: make([]listing, 3)}
+	c.listed(0, spf.Answer{Status: spf.Found, Addrs: []netip.Addr{ip("127.0.0.2")}})
+	c.expire()
+	if e.Pended() != nil || fmt.Sprint(refused) != "[[bl.example.org] 1]" {
+		t.Errorf("late: %q", refused)
+	}
+}
+
+// Nobody waits for what makes no difference.
+func TestTheGreetingComesWhenTheVerdictIsClear(t *testing.T) {
+	bl, other, wl := DNSBLZone{Zone: "bl.example.org"}, DNSBLZone{Zone: "other.example.org"}, DNSBLZone{Zone: "wl.example.org", Weight: -1}
+	for _, c := range []struct {
+		ip        string
+		zones     []DNSBLZone
+		threshold int
+		answers   string // of which lists, in this order, until the verdict is clear; the reason's among them as txt
+		want      string
+	}{
+		{"192.0.2.2", []DNSBLZone{bl, other}, 1, "A TXT", "554 5.7.1 Service unavailable; client blocked by bl.example.org: Spam, see https://bl.example.org/192.0.2.2"},
+		{"192.0.2.1", []DNSBLZone{bl, other}, 2, "A", ""}, // 1 at most
+		{"192.0.2.1", []DNSBLZone{bl, wl}, 1, "A", ""},    // a good one is none that refuses
+		{"192.0.2.2", []DNSBLZone{bl, wl}, 1, "A A TXT", "554 5.7.1 Service unavailable; client blocked by bl.example.org: Spam, see https://bl.example.org/192.0.2.2"},
+		{"192.0.2.1", []DNSBLZone{bl, other, wl}, 1, "A A", ""},
+	} {
+		dns := newDNS(listZones)
+		dns.hold = true
+		k := newTalk(t, mustDNSBL(t, DNSBLOptions{Resolver: dns, Zones: c.zones, Threshold: c.threshold}), c.ip, "")
+		if got := k.at(AtConnect); got != "..." {
+			t.Fatalf("%+v: %q", c, got)
+		}
+		if c.answers == "A A TXT" {
+			dns.answer(1) // the list of good ones
+			c.answers = "A TXT"
+		}
+		for i, typ := range strings.Fields(c.answers) {
+			if !k.quiet() {
+				t.Fatalf("%+v: answered before %d", c, i)
+			}
+			at := 0
+			if typ == "TXT" {
+				at = len(dns.waiting) - 1
+			}
+			dns.answer(at)
+		}
+		if k.quiet() {
+			t.Errorf("%+v: still waits", c)
+			continue
+		}
+		if got := k.decision(); got != c.want {
+			t.Errorf("%+v: %q", c, got)
+		}
+		dns.answerAll()
+	}
+}
+
+// A client that has spent its own share of lookups is not let in for that: only lists that could still change the verdict count.
+func TestAClientDoesNotGetPastListsByAFloodOfItsOwn(t *testing.T) {
+	bl, other, wl := DNSBLZone{Zone: "bl.example.org"}, DNSBLZone{Zone: "other.example.org"}, DNSBLZone{Zone: "wl.example.org", Weight: -1}
+	const later = "451 4.7.1 Too many DNS lookups under way for your address, try again later"
+	for _, c := range []struct {
+		zones     []DNSBLZone
+		threshold int
+		refused   string // by which limit, and to which zones
+		want      string
+		observe   bool
+	}{
+		{zones: []DNSBLZone{bl, other}, refused: "client bl.example.org", want: "554 5.7.1 Service unavailable; client blocked by other.example.org: Other"},
+		{zones: []DNSBLZone{bl}, refused: "client bl.example.org", want: later},
+		{zones: []DNSBLZone{bl, other}, threshold: 2, refused: "client bl.example.org other.example.org", want: later},
+		{zones: []DNSBLZone{bl, other}, threshold: 3, refused: "client bl.example.org", want: ""},
+		{zones: []DNSBLZone{other, wl}, refused: "client wl.example.org", want: later},
+		{zones: []DNSBLZone{wl}, refused: "client wl.example.org", want: ""},
+		{zones: []DNSBLZone{bl}, refused: "all bl.example.org", want: ""},
+		{zones: []DNSBLZone{bl}, refused: "client bl.example.org", want: "", observe: true},
+	} {
+		for _, held := range []bool{false, true} {
+			dns := newDNS(listZones)
+			dns.hold = held && !c.observe
+			cause, zones, _ := strings.Cut(c.refused, " ")
+			for zone := range strings.FieldsSeq(zones) {
+				a := spf.Answer{Status: spf.Failed, Cause: spf.CauseBusy}
+				if cause == "client" {
+					a.Cause = spf.CauseClient
+				}
+				dns.zone[spf.Query{Name: "4.2.0.192." + zone, Type: spf.TypeA}] = a
+			}
+			told := 0
+			k := newTalk(t, mustDNSBL(t, DNSBLOptions{Resolver: dns, Zones: c.zones, Threshold: c.threshold, Observe: c.observe,
+				Told: func(_, what string) {
+					if what == "failed" {
+						told++
+					}
+				}}), "192.0.2.4", "")
+			got := k.at(AtConnect)
+			dns.answerAll()
+			if got == "..." {
+				got = k.decision()
+			}
+			if got != c.want || told != len(strings.Fields(zones)) {
+				t.Errorf("%+v: %q, %d told", c, got, told)
+			}
+		}
+	}
+}
+
+// A dead list holds a few clients, not each new one.
+func TestADeadListIsNotWaitedForUntilItAnswersAgain(t *testing.T) {
+	dns := newDNS("A 2.2.0.192.bl.example.org 127.0.0.2")
+	dns.hold = true
+	var told, rests []string
+	d := mustDNSBL(t, DNSBLOptions{Resolver: dns, Zones: []DNSBLZone{{Zone: "bl.example.org"}}, Message: "5.7.1 {zone}", Timeout: time.Hour,
+		Told:  func(_, what string) { told = append(told, what) },
+		Rests: func(zone string, rest bool) { rests = append(rests, fmt.Sprint(zone, " ", rest)) }})
+	now := time.Unix(1e9, 0)
+	d.now = func() time.Time { return now }
+	fails := spf.Answer{}
+	connect := func(client string) (*talk, string) {
+		k := newTalk(t, d, client, "")
+		return k, k.at(AtConnect)
+	}
+	answer := func(a spf.Answer) {
+		done := dns.waiting[0].done
+		dns.waiting = dns.waiting[1:]
+		done(a)
+	}
+	held := func(n int) {
+		for i := range n {
+			k, got := connect("192.0.2.1")
+			if got != "..." {
+				t.Fatalf("client %d of %d does not wait: %q", i, n, got)
+			}
+			if i%2 == 1 {
+				k.pending.Cancel() // a client that has waited long enough
+			}
+			answer(fails)
+		}
+	}
+	held(RestAfter - 1)
+	k, _ := connect("192.0.2.1")
+	dns.answerAll() // one answer, and the count begins anew
+	if k.decision() != "" {
+		t.Error("refused")
+	}
+	for range 3 * RestAfter { // our own limits are not the list's fault
+		connect("192.0.2.1")
+		answer(spf.Answer{Cause: spf.CauseBusy})
+	}
+	held(RestAfter)
+	if fmt.Sprint(rests) != "[bl.example.org true]" {
+		t.Fatalf("rests: %q", rests)
+	}
+	told, dns.asked = nil, nil
+	for range 3 {
+		if _, got := connect("192.0.2.2"); got != "" {
+			t.Errorf("a client is held, or refused: %q", got)
+		}
+	}
+	if fmt.Sprint(told) != "[failed failed failed]" || len(dns.asked) > 0 {
+		t.Errorf("told %q, asked %q", told, dns.asked)
+	}
+	// One in each while is asked about. It does not wait, nor do the next.
+	for range 2 {
+		now = now.Add(ProbeEvery)
+		for range 2 {
+			if _, got := connect("192.0.2.2"); got != "" {
+				t.Errorf("waits for a probe: %q", got)
+			}
+		}
+		if len(dns.asked) != 1 {
+			t.Fatalf("asked %q", dns.asked)
+		}
+		dns.asked = nil
+		answer(fails)
+	}
+	now = now.Add(ProbeEvery)
+	connect("192.0.2.2")
+	now = now.Add(time.Hour + 1)
+	dns.answerAll() // later than a greeting would wait
+	if _, got := connect("192.0.2.2"); got != "" || len(rests) != 1 {
+		t.Errorf("a slow answer has brought it back: %q, %q", got, rests)
+	}
+	dns.answerAll()
+	if fmt.Sprint(rests) != "[bl.example.org true bl.example.org false]" {
+		t.Errorf("rests: %q", rests)
+	}
+	k, _ = connect("192.0.2.2")
+	dns.answerAll()
+	if got := k.decision(); got != "554 5.7.1 bl.example.org" {
+		t.Errorf("back, but %q", got)
+	}
+}
+
+func TestListsThatAreLateRest(t *testing.T) {
+	dns := newDNS("")
+	dns.hold = true
+	d := mustDNSBL(t, DNSBLOptions{Resolver: dns, Zones: []DNSBLZone{{Zone: "bl.example.org"}}, Timeout: time.Hour})
+	for range RestAfter {
+		c := &dnsblCheck{d: d, client: ip("192.0.2.1"), allAsked: true, answers: make([]listing, 1)}
+		c.expire()
+		c.came(0, spf.Answer{Status: spf.Empty}) // too late to tell of health
+	}
+	if got := newTalk(t, d, "192.0.2.1", "").at(AtConnect); got != "" || len(dns.asked) > 0 {
+		t.Errorf("%q, asked %q", got, dns.asked)
+	}
 }
 
 func TestAClientThatLeavesBeforeListsAnswer(t *testing.T) {

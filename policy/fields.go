@@ -30,8 +30,12 @@ func newOurFields(hostname string) (o ourFields) {
 // appendReceivedSPF appends Received-SPF (RFC 7208 §9.1), CRLF included.
 func (o *ourFields) appendReceivedSPF(dst []byte, e *Event, r *spf.Result, identity spf.Identity) []byte {
 	dst = append(append(dst, "Received-SPF: "...), r.Code.String()...)
-	dst = append(appendEscaped(append(dst, o.comment...), whyOf(r), &inComment), ")\r\n\tclient-ip="...)
-	dst = clientIP(e).AppendTo(dst)
+	dst = append(dst, o.comment...)
+	if r.Explanation != "" { // not in our words
+		dst = append(append(dst, explainer(r)...), explains...)
+	}
+	dst = append(appendEscaped(dst, whyOf(r), &inComment), ")\r\n\tclient-ip="...)
+	dst = appendIP(dst, clientIP(e))
 	dst = appendPair(dst, ";\r\n\tenvelope-from=", reversePath(e))
 	dst = appendPair(dst, ";\r\n\thelo=", e.Client.Helo)
 	dst = append(append(dst, ";\r\n\tidentity="...), identity.String()...)
@@ -59,11 +63,7 @@ func appendSPFResult(dst []byte, e *Event, r *spf.Result, identity spf.Identity)
 // appendIPRev appends the method iprev, with the name found, if any.
 func appendIPRev(dst []byte, addr netip.Addr, host string, result iprev) []byte {
 	dst = append(append(dst, ";\r\n\tiprev="...), result.String()...)
-	if dst = append(dst, " policy.iprev="...); addr.Is4() {
-		dst = addr.AppendTo(dst)
-	} else { // its colons need quotes
-		dst = append(addr.AppendTo(append(dst, '"')), '"')
-	}
+	dst = appendIP(append(dst, " policy.iprev="...), addr)
 	if host != "" {
 		dst = appendComment(append(dst, " ("...), host)
 	}
@@ -77,6 +77,14 @@ func appendAuthResult(dst []byte, c *Client) []byte {
 		dst = append(appendComment(append(dst, '('), c.Mechanism), ' ')
 	}
 	return appendAddress(append(dst, "smtp.auth="...), c.User)
+}
+
+// appendIP appends an address as a value: the colons of IPv6 need quotes.
+func appendIP(dst []byte, addr netip.Addr) []byte {
+	if addr.Is4() {
+		return addr.AppendTo(dst)
+	}
+	return append(addr.AppendTo(append(dst, '"')), '"')
 }
 
 // clientIP is the client's address as fields have it: RFC 7208 §9.1 has no mapped ones, nor zones.

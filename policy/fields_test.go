@@ -44,7 +44,7 @@ func TestResultsAreWrittenIntoTwoFields(t *testing.T) {
 			"\tiprev=pass policy.iprev=192.0.2.7 (mail.example.com)\r\n"},
 		{"2001:db8::8", "mail.example.com", "a@temperror.example", nil, "Received-SPF: temperror\r\n" +
 			"\t(mx1.example.net: SPF Temporary Error: no answer for TXT of temperror.example)\r\n" +
-			"\tclient-ip=2001:db8::8;\r\n" +
+			"\tclient-ip=\"2001:db8::8\";\r\n" +
 			"\tenvelope-from=\"a@temperror.example\";\r\n" +
 			"\thelo=mail.example.com;\r\n" +
 			"\tidentity=mailfrom; receiver=mx1.example.net;\r\n" +
@@ -134,6 +134,58 @@ func TestResultsOfSomeChecksOnly(t *testing.T) {
 		}
 		k.at(AtClose)
 	}
+}
+
+// RFC 7208 §6.2: a domain's explanation is told apart from our words.
+func TestTheExplanationOfADomainIsNotOurs(t *testing.T) {
+	long := strings.Repeat("x", 60)
+	for _, c := range []struct{ txt, domain, want, reply string }{
+		{"ask (us)", "told.example", `\t(mx: told.example explains: ask \(us\))`, "550 5.7.23 SPF validation failed: told.example explains: ask (us)"},
+		{strings.Repeat("%{s}", 99), long + "." + long + "." + long + ".told.example", "", ""},
+		{"ask", "a/b.example", `\t(mx: the domain explains: ask)`, "550 5.7.23 SPF validation failed: the domain explains: ask"},
+	} {
+		dns := newDNS("TXT told.example v=spf1 redirect=" + c.domain + "\nTXT " + c.domain + " v=spf1 -all exp=why.example")
+		if c.domain == "told.example" {
+			dns = newDNS("TXT told.example v=spf1 -all exp=why.example")
+		}
+		dns.zone[spf.Query{Name: "why.example", Type: spf.TypeTXT}] = spf.Answer{Status: spf.Found, TXT: spf.NewTXT([]string{c.txt})}
+		o := SPFOptions{Resolver: dns, Hostname: "mx"}
+		k := newTalk(t, NewResults(ResultsOptions{Hostname: "mx", SPF: mustSPF(t, o)}), "192.0.2.7", "h.example")
+		talkAbout(k, "a@told.example")
+		if !strings.Contains(k.fields, strings.ReplaceAll(c.want, `\t`, "\t")) {
+			t.Errorf("%s: %s", c.domain, k.fields)
+		}
+		for line := range strings.Lines(k.fields) {
+			if len(line) > 998 {
+				t.Errorf("a line of %d bytes", len(line))
+			}
+		}
+		for message, want := range map[string]string{"": c.reply, "5.7.1 No, {reason}": "550 5.7.1 No, " + c.txt} {
+			o.Enforce, o.Rules = true, map[spf.Code]SPFRule{spf.Fail: {Code: 550, Message: message}}
+			got := newTalk(t, mustSPF(t, o), "192.0.2.7", "h.example").mail("a@told.example")
+			if want := want; c.reply != "" && got != want {
+				t.Errorf("%s: %q, want %q", c.domain, got, want)
+			}
+			if message == "" && len(got) > 510 {
+				t.Errorf("a reply of %d bytes", len(got))
+			}
+		}
+	}
+}
+
+// The envelope has what was found also where the message does not tell it.
+func TestResultsForTheEnvelopeOnly(t *testing.T) {
+	dns := newDNS(spfZone + ptrZone)
+	v := NewResults(ResultsOptions{Hostname: "mx", EnvelopeOnly: true, PTR: NewPTR(PTROptions{Resolver: dns}), SPF: mustSPF(t, SPFOptions{Resolver: dns})})
+	if !Discreet(v).Discreet() || NewResults(ResultsOptions{}).Discreet() {
+		t.Error("who is discreet?")
+	}
+	k := newTalk(t, v, "192.0.2.7", "mail.example.com")
+	talkAbout(k, "a@pass.example")
+	if want := "Authentication-Results: mx;\r\n\tspf=pass smtp.mailfrom=a@pass.example;\r\n\tiprev=pass policy.iprev=192.0.2.7 (mail.example.com)\r\n"; k.fields != want {
+		t.Errorf("%q, want %q", k.fields, want)
+	}
+	k.at(AtClose)
 }
 
 // The end of data waits for SPF, never for the client's name; and each message tells of its own sender.

@@ -8,6 +8,8 @@ type ResultsOptions struct {
 	PTR      *PTR // nil: not looked up
 	// Logins tells of clients that have logged in.
 	Logins bool
+	// EnvelopeOnly writes nothing into the message: what was found stands in its envelope only.
+	EnvelopeOnly bool
 }
 
 // Results asks SPF and PTR in their place, as one validator, and writes what they found into the message, together with who has logged in: one
@@ -42,6 +44,9 @@ func (r *Results) Stages() Stages { return r.on }
 
 // Remembers is Rememberer's.
 func (r *Results) Remembers() bool { return true }
+
+// Discreet is ResultsOptions.EnvelopeOnly.
+func (r *Results) Discreet() bool { return r.o.EnvelopeOnly }
 
 // Validate asks SPF and PTR, or writes the fields.
 func (r *Results) Validate(e *Event) error {
@@ -98,7 +103,7 @@ func (r *Results) appendFields(fields []byte, e *Event, o *spfOutcome, host stri
 	if cap(fields) == 0 {
 		fields = make([]byte, 0, 768) // most messages need less
 	}
-	if o != nil {
+	if o != nil && !r.o.EnvelopeOnly {
 		fields = r.ours.appendReceivedSPF(fields, e, o.result, o.identity)
 	}
 	fields = append(fields, r.ours.results...)

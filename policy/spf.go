@@ -30,7 +30,7 @@ type SPFRule struct {
 	// Code is the reply code: a 2yz accepts with these words, a 4yz or 5yz refuses.
 	Code uint16
 	// Message is an enhanced status code and text, in which {reason} stands for why: the domain's own explanation, or a phrase. Empty is
-	// the reply of RFC 7372 for the result.
+	// the reply of RFC 7372 for the result, which says whose explanation it is.
 	Message string
 }
 
@@ -43,7 +43,8 @@ type SPFOptions struct {
 	HeloFirst bool
 	// At is where rules are applied: AtMail, AtRcpt or AtData. The check begins at MAIL, so later is less waiting. Default AtMail.
 	At Stage
-	// Rules by result. A result without a rule changes nothing.
+	// Rules by result. A result without a rule changes nothing, but for a temperror by the client's own flood of lookups (spf.CauseClient), which is
+	// deferred: it could choose else whether its fail is found.
 	Rules map[spf.Code]SPFRule
 	// Skip are networks that are not checked. Clients that may relay or have logged in, loopback and unix sockets never are.
 	Skip *Networks
@@ -93,6 +94,7 @@ type SPF struct {
 	timed timed // Resolver, if it is one
 	on    Stages
 	rules [spf.PermError + 1]*compiledSPF
+	flood *compiledSPF
 	runs  sync.Pool // of *spfRun, with no lookup under way
 }
 
@@ -100,9 +102,13 @@ type SPF struct {
 type compiledSPF struct {
 	reply smtpcodec.Reply
 	parts []string
+	ours  bool // the message
 }
 
 const reasonMark = "{reason}"
+
+// explains stands between a domain and its own explanation, wherever the words around are ours (RFC 7208 §6.2 wants it to be told apart).
+const explains = " explains: "
 
 // repeatTime is how long a result stands for the next message of the same session with the same sender and HELO name. It begins with a check that the
 // cache answered, which lives by whole seconds and keeps everything for longer than this, so the next check would hardly ever find anything else.
@@ -136,6 +142,7 @@ func NewSPF(o SPFOptions) (*SPF, error) {
 		s.on |= On(AtHelo)
 	}
 	s.runs.New = func() any { return newSPFRun(s) }
+	s.flood, _ = compileSPF(spf.TempError, SPFRule{Code: 451}) // never fails
 	for code, rule := range o.Rules {
 		if int(code) >= len(s.rules) {
 			return nil, fmt.Errorf("policy: SPF has no result %d", code)
@@ -168,7 +175,7 @@ func compileSPF(code spf.Code, rule SPFRule) (*compiledSPF, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &compiledSPF{reply: r, parts: strings.Split(r.Text, reasonMark)}, nil
+	return &compiledSPF{reply: r, parts: strings.Split(r.Text, reasonMark), ours: rule.Message == ""}, nil
 }
 
 // checkTemplate takes the text of a reply in which some marks, like {reason}, will be filled in. Nothing else may stand in braces.
@@ -206,6 +213,11 @@ func parseTemplate(code uint16, text string) (smtpcodec.Reply, error) {
 // replyFor fills in why, by plain substitution: what a stranger wrote is never a template.
 func (c *compiledSPF) replyFor(result *spf.Result) smtpcodec.Reply {
 	r, why := c.reply, whyOf(result)
+	if c.ours && result.Explanation != "" {
+		why = explainer(result) + explains + why
+		// RFC 5321 §4.5.3.1.5: 512 bytes, with codes and CRLF.
+		why = why[:min(len(why), 512-len("550 5.7.23 \r\n")-len(c.parts[0]))]
+	}
 	r.Text = c.parts[0]
 	for _, part := range c.parts[1:] {
 		r.Text += why + part
@@ -222,6 +234,14 @@ func whyOf(result *spf.Result) string {
 		return result.Problem
 	}
 	return "no SPF record"
+}
+
+// explainer says whose explanation a result has. A record may lead to a name with any characters; such a one is not shown.
+func explainer(result *spf.Result) string {
+	if isPlain(result.Domain) {
+		return result.Domain
+	}
+	return "the domain"
 }
 
 // Stages is where the check begins and where it is enforced.
@@ -283,7 +303,7 @@ func (s *SPF) skips(c *Client) bool {
 
 // enforce gives the reply for an outcome.
 func (s *SPF) enforce(o spfOutcome) (reply smtpcodec.Reply) {
-	rule, action := s.rules[o.result.Code], SPFNone
+	rule, action := s.ruleFor(o.result), SPFNone
 	if rule != nil {
 		if reply, action = rule.replyFor(o.result), SPFAccepted; reply.Code/100 != 2 {
 			action = SPFRefused
@@ -295,12 +315,25 @@ func (s *SPF) enforce(o spfOutcome) (reply smtpcodec.Reply) {
 	return reply
 }
 
+// ruleFor is nil for a result that changes nothing.
+func (s *SPF) ruleFor(result *spf.Result) *compiledSPF {
+	if rule := s.rules[result.Code]; rule != nil || result.Cause != spf.CauseClient {
+		return rule
+	}
+	return s.flood
+}
+
+// heloDecides says that the result of HELO is that of the transaction, whatever the reverse-path says: a fail, or what may have been one.
+func (s *SPF) heloDecides(helo *spf.Result) bool {
+	return helo.Code == spf.Fail || s.o.Enforce && helo.Cause == spf.CauseClient
+}
+
 // observe is told of a result that no rule is applied to.
 func (s *SPF) observe(result *spf.Result) {
 	if s.o.Told == nil {
 		return
 	}
-	if rule := s.rules[result.Code]; rule != nil && rule.reply.Code/100 != 2 {
+	if rule := s.ruleFor(result); rule != nil && rule.reply.Code/100 != 2 {
 		s.o.Told(result.Code, SPFObserved)
 	} else {
 		s.o.Told(result.Code, SPFNone)
@@ -446,7 +479,7 @@ func (r *spfRun) begin(identity spf.Identity, now time.Time, helo, sender []byte
 			r.next, r.waits = p, true
 			r.limit(now) // anew: HELO's time was its own
 			return true
-		case r.hasHelo && r.helo.Code == spf.Fail:
+		case r.hasHelo && r.s.heloDecides(&r.helo):
 			r.concluded()
 			return true
 		}
@@ -542,7 +575,7 @@ func (r *spfRun) over() {
 		return
 	}
 	r.waits = false
-	if result.Code == spf.Fail {
+	if r.s.heloDecides(&result) {
 		r.concluded()
 	} else {
 		r.start(r.next)
@@ -636,7 +669,7 @@ func (r *spfRun) outcome() (o spfOutcome, done bool) {
 // take is outcome. r.mu is held, and nothing is running.
 func (r *spfRun) take() (o spfOutcome) {
 	o.first, r.told = !r.told, true
-	if r.hasHelo && r.helo.Code == spf.Fail {
+	if r.hasHelo && r.s.heloDecides(&r.helo) {
 		o.result, o.identity = &r.helo, spf.Helo
 	} else {
 		o.result, o.identity = &r.mail, spf.MailFrom

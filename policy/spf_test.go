@@ -288,6 +288,47 @@ func TestEachResultGetsTheReplyOfItsRule(t *testing.T) {
 	}
 }
 
+// A client that keeps us from finding its fail, by spending its share of lookups, is not let in for that.
+func TestAClientDoesNotGetPastSPFByAFloodOfItsOwn(t *testing.T) {
+	const later = "451 4.7.24 SPF validation error: SPF Temporary Error: too many lookups under way for this client, not asked for TXT of "
+	for _, c := range []struct {
+		helo, mail spf.Cause
+		o          SPFOptions
+		want, told string
+	}{
+		{mail: spf.CauseClient, o: SPFOptions{Enforce: true}, want: later + "mail.example", told: "temperror refused"},
+		{mail: spf.CauseClient, o: SPFOptions{Enforce: true, Rules: map[spf.Code]SPFRule{spf.TempError: {Code: 250, Message: "2.1.0 Ok"}}},
+			want: "250 2.1.0 Ok", told: "temperror accepted"},
+		{mail: spf.CauseClient, o: SPFOptions{}, told: "temperror observed"},
+		{mail: spf.CauseBusy, o: SPFOptions{Enforce: true}, told: "temperror none"},
+		{mail: spf.CauseDNS, o: SPFOptions{Enforce: true}, told: "temperror none"},
+		{helo: spf.CauseClient, mail: 99, o: SPFOptions{Enforce: true, HeloFirst: true}, want: later + "helo.example", told: "temperror refused"},
+		{helo: spf.CauseClient, mail: 99, o: SPFOptions{HeloFirst: true}, told: "pass none"},
+		{helo: spf.CauseBusy, mail: 99, o: SPFOptions{Enforce: true, HeloFirst: true}, told: "pass none"},
+	} {
+		for _, held := range []bool{false, true} {
+			dns := newDNS("TXT mail.example v=spf1 ip4:192.0.2.7 -all")
+			dns.hold = held
+			dns.zone[spf.Query{Name: "helo.example", Type: spf.TypeTXT}] = spf.Answer{Cause: c.helo}
+			if c.mail != 99 {
+				dns.zone[spf.Query{Name: "mail.example", Type: spf.TypeTXT}] = spf.Answer{Cause: c.mail}
+			}
+			var l told
+			c.o.Resolver, c.o.Told = dns, l.tell
+			k := newTalk(t, mustSPF(t, c.o), "192.0.2.7", "")
+			k.helo("helo.example")
+			got := k.mail("a@mail.example")
+			dns.answerAll()
+			if got == "..." {
+				got = k.decision()
+			}
+			if told := l.take(); got != c.want || told != c.told {
+				t.Errorf("%+v, held %v: %q, told %s", c, held, got, told)
+			}
+		}
+	}
+}
+
 // What a stranger wrote is neither looked at for marks nor formatted.
 func TestAnExplanationIsNoTemplate(t *testing.T) {
 	s := mustSPF(t, SPFOptions{Resolver: newDNS(spfZone), Enforce: true, Rules: map[spf.Code]SPFRule{spf.Fail: {Code: 550, Message: "5.7.23 SPF: {reason}!"}}})
@@ -887,7 +928,9 @@ func TestARepeatedSenderIsNotLookedUpAgainForASecond(t *testing.T) {
 		} {
 			var results []string
 			s := mustSPF(t, SPFOptions{Resolver: d, Enforce: enforce, Rules: map[spf.Code]SPFRule{spf.Fail: {Code: 550}},
-				Told:    func(result spf.Code, action SPFAction) { results = append(results, result.String()+" "+action.String()) },
+				Told: func(result spf.Code, action SPFAction) {
+					results = append(results, result.String()+" "+action.String())
+				},
 				Checked: func(c SPFChecked) { results = append(results, c.Sender+" "+c.Result.Code.String()) }})
 			var slot any
 			mail := func(sender, helo string, at time.Time) (said []string, asked int) {

@@ -89,6 +89,13 @@ type Rememberer interface {
 	Remembers() bool
 }
 
+// Discreet is a Validator whose fields nobody but the queue shall see: they count for envelope.Envelope.Results and are not written into the message.
+type Discreet interface {
+	Validator
+	// Discreet says so. It is called once, before any session.
+	Discreet() bool
+}
+
 // Client is what is known of the peer. Slices are borrowed like the event.
 type Client struct {
 	Addr      netip.AddrPort // the client's, as the proxy tells it when there is one; zero on a unix socket

@@ -148,8 +148,8 @@ func (c *caches) keepFailure(q spf.Query, now, atLeast int64) {
 // are back.
 const OutageTTL = time.Second
 
-func (c *caches) keepOutage(q spf.Query, now int64) {
-	c.failure.Set(q, &entry{answer: spf.Answer{Status: spf.Failed}, expires: now + int64(OutageTTL)})
+func (c *caches) keepOutage(q spf.Query, now int64, why spf.Cause) {
+	c.failure.Set(q, &entry{answer: spf.Answer{Status: spf.Failed, Cause: why}, expires: now + int64(OutageTTL)})
 }
 
 func (c *caches) stats() (positive, negative, failure CacheStats) {

@@ -37,7 +37,7 @@
 // # Limits
 //
 // Questions in flight are bounded in all (MaxInflight: the oldest makes room for a new one), by domain (MaxPerZone, by the Public Suffix List) and
-// so are the lookups that wait, by client (MaxPerClient) and in all. What is above them is Failed at once, or served stale, and counted. The caches
+// so are those that one client has opened (MaxPerClient), and the lookups that wait. What is above them is Failed at once, or served stale, and counted. The caches
 // are bounded in bytes, an answer by MaxAnswerRRs, MaxTXTBytes and MaxChain, a question by Timeout and MaxTries.
 //
 // # Goroutines and locks

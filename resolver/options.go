@@ -45,7 +45,8 @@ type Options struct {
 	// MaxInflight is how many questions may be open at a time; default 4096. One more pushes out the one that has waited longest, if it has
 	// waited JostleAfter, which then is Failed; else the new one is Failed. So those that nobody answers make room for those that somebody may.
 	MaxInflight int
-	// MaxPerClient is how many lookups may wait for one client, an IPv4 address or an IPv6 /64; default 256. More are Failed without a question.
+	// MaxPerClient is how many questions may be open for one client, an IPv4 address or an IPv6 /64; default 256. More are Failed without a question. A
+	// lookup that joins an open question costs none, and is not counted here.
 	MaxPerClient int
 	// MaxPerZone is how many questions may be open for one domain, what is registered with a registry by the Public Suffix List (example.net,
 	// example.co.uk, but github.io), or for one /16 or IPv6 /32 of reverse names; default a quarter of MaxInflight, 64 at least. More are Failed without a question: one domain with silent name servers, asked
@@ -65,6 +66,10 @@ type Options struct {
 	StaleAfter     time.Duration // how long a lookup waits for the new answer while there is a stale one; default 1.8 s
 
 	PlainCase bool // no random capitals in questions, for servers that cannot cope with them nor with TCP
+
+	// EndUnreachable ends questions as soon as nobody listens at the address of any server, for somebody who looks on. Otherwise they keep their times,
+	// for a server that is started anew is back soon.
+	EndUnreachable bool
 
 	// Clock is for tests; default time.Now. Only differences count.
 	Clock func() time.Time

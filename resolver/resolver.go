@@ -17,7 +17,8 @@ import (
 const (
 	// JostleAfter is how long a question must have been open before a new one may push it out.
 	JostleAfter = 200 * time.Millisecond
-	// MaxWaitingPerQuestion times MaxInflight is how many lookups may wait in all; more are Failed. 16 × 4,096 × 40 bytes are 2.5 MiB.
+	// MaxWaitingPerQuestion times MaxInflight is how many lookups may wait in all, and times MaxPerClient how many of one client's may wait for questions
+	// that are open already; more are Failed. 16 × 4,096 × 40 bytes are 2.5 MiB.
 	MaxWaitingPerQuestion = 16
 	// MaxTries is how often a question is sent, over all servers, by UDP and TCP.
 	MaxTries = 10
@@ -57,8 +58,8 @@ type Resolver struct {
 	agenda   agenda
 	again    allowance // of retransmissions, over all zones
 	waiting  int
-	clients  map[netip.Addr]int // lookups that wait, by client
-	zones    map[string]*zone   // with open questions
+	clients  map[netip.Addr]share // of lookups that wait
+	zones    map[string]*zone     // with open questions
 	servers  []*server
 	hedges   float64 // how many may be sent
 	random   entropy // used by the driver alone, but for the choice of sockets; under mu
@@ -71,6 +72,13 @@ type Resolver struct {
 type waiter struct {
 	done   func(spf.Answer)
 	client netip.Addr
+	opened bool // its question
+}
+
+// share is what waits for one client.
+type share struct {
+	opened int // lookups that made a question: MaxPerClient
+	joined int // lookups that joined one
 }
 
 // call is one question, however many wait for its answer.
@@ -154,7 +162,7 @@ func New(o Options) (*Resolver, error) {
 		wake:        make(chan struct{}, 1),
 		done:        make(chan struct{}),
 		calls:       make(map[spf.Query]*call),
-		clients:     make(map[netip.Addr]int),
+		clients:     make(map[netip.Addr]share),
 		zones:       make(map[string]*zone),
 		again:       allowance{tokens: retransmitBurst},
 		hedges:      maxHedges,
@@ -250,7 +258,7 @@ func (r *Resolver) miss(q spf.Query, client netip.Addr, done func(spf.Answer), n
 	client, in := clientKey(client), zoneOf(q.Name)
 	var fx effects
 	r.mu.Lock()
-	a, answered := r.join(q, in, question, waiter{done, client}, now, &fx)
+	a, answered := r.join(q, in, question, waiter{done: done, client: client}, now, &fx)
 	r.mu.Unlock()
 	r.finish(&fx)
 	return a, answered
@@ -266,16 +274,16 @@ func (r *Resolver) join(q spf.Query, in string, question []byte, w waiter, now i
 		}
 		return e.answer, true
 	}
-	refuse := func(count *uint64) (spf.Answer, bool) {
+	refuse := func(count *uint64, why spf.Cause) (spf.Answer, bool) {
 		*count++
 		if stale != nil {
 			r.st.Stale++
 			return stale.answer, true
 		}
-		return spf.Answer{Status: spf.Failed}, true
+		return spf.Answer{Status: spf.Failed, Cause: why}, true
 	}
 	c := r.calls[q]
-	switch {
+	switch mine := r.clients[w.client]; {
 	case r.closed:
 		return spf.Answer{Status: spf.Failed}, true
 	case w.done == nil && c != nil:
@@ -284,22 +292,23 @@ func (r *Resolver) join(q spf.Query, in string, question []byte, w waiter, now i
 		r.st.Stale++
 		return c.stale.answer, true
 	case r.waiting >= r.maxWaits:
-		return refuse(&r.st.OverWaiting)
-	case w.client.IsValid() && r.clients[w.client] >= r.o.MaxPerClient:
-		return refuse(&r.st.OverClient)
+		return refuse(&r.st.OverWaiting, spf.CauseBusy)
+	case !w.client.IsValid():
+	case c == nil && mine.opened >= r.o.MaxPerClient, c != nil && mine.joined >= r.o.MaxPerClient*MaxWaitingPerQuestion:
+		return refuse(&r.st.OverClient, spf.CauseClient)
 	}
 	if c != nil {
 		r.st.Coalesced++
 	} else {
 		if z := r.zones[in]; z != nil && z.open >= r.o.MaxPerZone {
-			return refuse(&r.st.OverZone)
+			return refuse(&r.st.OverZone, spf.CauseBusy)
 		}
 		if len(r.calls) >= r.o.MaxInflight {
 			if w.done == nil || now-r.oldest.start < int64(JostleAfter) {
-				return refuse(&r.st.OverInflight)
+				return refuse(&r.st.OverInflight, spf.CauseBusy)
 			}
 			r.st.Jostled++
-			r.end(r.oldest, spf.Answer{Status: spf.Failed}, fx)
+			r.end(r.oldest, spf.Answer{Status: spf.Failed, Cause: spf.CauseBusy}, fx)
 		}
 		if w.done != nil {
 			r.st.Misses++
@@ -307,12 +316,19 @@ func (r *Resolver) join(q spf.Query, in string, question []byte, w waiter, now i
 			r.st.Prefetch++
 		}
 		c = r.open(q, in, question, stale, now)
+		w.opened = true
 	}
 	if w.done != nil {
 		c.waiters = append(c.waiters, w)
 		r.waiting++
 		if w.client.IsValid() {
-			r.clients[w.client]++
+			mine := r.clients[w.client]
+			if w.opened {
+				mine.opened++
+			} else {
+				mine.joined++
+			}
+			r.clients[w.client] = mine
 		}
 	}
 	return spf.Answer{}, false
@@ -385,10 +401,16 @@ func (r *Resolver) release(c *call, a spf.Answer, fx *effects) {
 		if !w.client.IsValid() {
 			continue
 		}
-		if n := r.clients[w.client]; n > 1 {
-			r.clients[w.client] = n - 1
+		left := r.clients[w.client]
+		if w.opened {
+			left.opened--
 		} else {
+			left.joined--
+		}
+		if left == (share{}) {
 			delete(r.clients, w.client)
+		} else {
+			r.clients[w.client] = left
 		}
 	}
 	fx.ends = append(fx.ends, ended{c.waiters, a})
@@ -425,15 +447,19 @@ func (r *Resolver) end(c *call, a spf.Answer, fx *effects) {
 
 // fail ends a question that nobody answered and remembers that. Runs under mu.
 func (r *Resolver) fail(c *call, now int64, fx *effects) {
+	why := spf.CauseDNS
+	if !slices.ContainsFunc(r.servers, func(s *server) bool { return !s.absent }) {
+		why = spf.CauseUnreachable
+	}
 	switch {
 	case c.stale != nil:
 		r.cache.keepFailure(c.q, now, int64(StaleRecheck))
 	case slices.ContainsFunc(r.servers, func(s *server) bool { return !s.down }):
 		r.cache.keepFailure(c.q, now, 0)
 	default:
-		r.cache.keepOutage(c.q, now)
+		r.cache.keepOutage(c.q, now, why)
 	}
-	r.end(c, spf.Answer{Status: spf.Failed}, fx)
+	r.end(c, spf.Answer{Status: spf.Failed, Cause: why}, fx)
 }
 
 // finish does what was left until the mutex is free.

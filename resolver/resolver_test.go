@@ -837,18 +837,18 @@ func TestLimitPerClient(t *testing.T) {
 			t.Fatal("refused below the limit")
 		}
 	}
-	if !lookup(3, "192.0.2.1") || !lookup(0, "192.0.2.1") {
-		t.Error("not refused above the limit")
+	if !lookup(3, "192.0.2.1") || lookup(0, "192.0.2.1") {
+		t.Error("a fourth question is not refused, or joining one is")
 	}
 	for i, client := range []string{"2001:db8::1", "2001:db8::2", "2001:db8:0:0:ffff::"} {
-		if lookup(i, client) {
+		if lookup(4+i, client) {
 			t.Fatal("another client is refused")
 		}
 	}
 	if !lookup(9, "2001:db8::9") || lookup(9, "2001:db8:0:1::9") {
 		t.Error("a client of IPv6 is not its /64")
 	}
-	if st := r.Stats(); st.OverClient != 3 || st.Waiting != 7 {
+	if st := r.Stats(); st.OverClient != 2 || st.Waiting != 8 || st.Coalesced != 1 {
 		t.Errorf("%+v", st)
 	}
 	clock.advance(r, DefaultTimeout)
@@ -857,6 +857,68 @@ func TestLimitPerClient(t *testing.T) {
 	defer r.mu.Unlock()
 	if len(r.clients) != 0 {
 		t.Errorf("clients are kept: %v", r.clients)
+	}
+}
+
+// Joining costs no query, but a place among those that wait, which others need too.
+func TestAClientMayJoinManyOpenQuestionsButNotAnyNumber(t *testing.T) {
+	s := serve(t, silent)
+	r, clock := resolve(t, Options{MaxPerClient: 2}, s)
+	client := netip.MustParseAddr("192.0.2.1")
+	lookup := func(client netip.Addr) (spf.Answer, bool) {
+		return r.Lookup(a("n.example.net"), client, func(spf.Answer) {})
+	}
+	lookup(netip.MustParseAddr("192.0.2.2"))
+	for i := range 2 * MaxWaitingPerQuestion {
+		if _, now := lookup(client); now {
+			t.Fatalf("%d join, and one more is refused", i)
+		}
+	}
+	if got, now := lookup(client); !now || got.Status != spf.Failed || got.Cause != spf.CauseClient {
+		t.Errorf("one too many joins: %+v", got)
+	}
+	if _, now := lookup(netip.MustParseAddr("192.0.2.3")); now {
+		t.Error("another client is refused")
+	}
+	clock.advance(r, DefaultTimeout)
+	eventually(t, "all end", func() bool { return r.Stats().Waiting == 0 })
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.clients) != 0 {
+		t.Errorf("clients are kept: %v", r.clients)
+	}
+}
+
+func TestAnAnswerTellsWhoseLimitRefusedIt(t *testing.T) {
+	s := serve(t, silent)
+	client := netip.MustParseAddr("192.0.2.1")
+	for _, c := range []struct {
+		what string
+		o    Options
+		want spf.Cause
+	}{
+		{"client", Options{MaxPerClient: 1}, spf.CauseClient},
+		{"zone", Options{MaxPerZone: 1}, spf.CauseBusy},
+		{"inflight", Options{MaxInflight: 1}, spf.CauseBusy},
+	} {
+		r, clock := resolve(t, c.o, s)
+		ended := make(chan spf.Answer, 1)
+		if _, now := r.Lookup(a("first.example.net"), client, func(a spf.Answer) { ended <- a }); now {
+			t.Fatal(c.what)
+		}
+		if got, now := r.Lookup(a("second.example.net"), client, func(spf.Answer) {}); !now || got.Status != spf.Failed || got.Cause != c.want {
+			t.Errorf("%s: %+v, %v", c.what, got, now)
+		}
+		if c.o.MaxInflight == 1 { // the first has waited long enough to be pushed out
+			clock.advance(r, JostleAfter)
+			r.Lookup(a("third.example.net"), client, func(spf.Answer) {})
+		} else {
+			clock.advance(r, DefaultTimeout)
+			c.want = spf.CauseDNS
+		}
+		if got := <-ended; got.Status != spf.Failed || got.Cause != c.want {
+			t.Errorf("%s: the first came to %+v", c.what, got)
+		}
 	}
 }
 
@@ -1240,5 +1302,47 @@ func TestQueryIsWhatTheLibraryWouldWrite(t *testing.T) {
 	}
 	if n := binary.Size([maxQueryBytes]byte{}); n > 512 {
 		t.Error(n)
+	}
+}
+
+// A server that is not there is told apart from one that is silent. Questions wait for it all the same, unless somebody looks on.
+func TestAnAnswerTellsThatNobodyListens(t *testing.T) {
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	nobodyThere := conn.LocalAddr().String()
+
+	r, clock := resolve(t, Options{Servers: []string{nobodyThere}})
+	f := start(r, a("n.example.net"))
+	eventually(t, "the server is left out", func() bool { return !r.Stats().Servers[0].Up })
+	select {
+	case <-f:
+		t.Fatal("the question has not kept its time")
+	default:
+	}
+	clock.advance(r, DefaultTimeout)
+	if got := f.get(t); got.Status != spf.Failed || got.Cause != spf.CauseUnreachable {
+		t.Errorf("%+v", got)
+	}
+	if got := cached(t, r, a("n.example.net")); got.Cause != spf.CauseUnreachable {
+		t.Errorf("remembered: %+v", got)
+	}
+
+	// The clock stands still.
+	r, _ = resolve(t, Options{Servers: []string{nobodyThere}, EndUnreachable: true})
+	if got := ask(t, r, a("n.example.net")); got.Status != spf.Failed || got.Cause != spf.CauseUnreachable {
+		t.Errorf("%+v", got)
+	}
+
+	// One of two is there, and silent.
+	s := serve(t, silent)
+	r, clock = resolve(t, Options{Servers: []string{nobodyThere}, EndUnreachable: true}, s)
+	f = start(r, a("n.example.net"))
+	s.next(t)
+	clock.advance(r, DefaultTimeout)
+	if got := f.get(t); got.Status != spf.Failed || got.Cause != spf.CauseDNS {
+		t.Errorf("%+v", got)
 	}
 }

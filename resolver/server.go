@@ -71,6 +71,7 @@ type server struct {
 	silent       int   // tries in a row without an answer to any
 	heardAt      int64
 	down         bool
+	absent       bool // nobody listened at its port when it was asked last, for all that is known
 	told         bool // down was logged, at
 	toldAt       int64
 	probeAt      int64 // when a silent server may be asked again
@@ -546,9 +547,17 @@ func (r *Resolver) readUDP(l *link) {
 // server that is started anew is back soon.
 func (r *Resolver) unreachable(l *link) {
 	now := r.now()
+	var fx effects
+	defer func() { r.finish(&fx) }()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.leaveOut(l.server, now)
+	l.server.absent = true
+	if r.o.EndUnreachable && !slices.ContainsFunc(r.servers, func(s *server) bool { return !s.absent }) {
+		for r.oldest != nil {
+			r.fail(r.oldest, now, &fx)
+		}
+	}
 	if !slices.ContainsFunc(r.servers, func(s *server) bool { return !s.down }) {
 		return
 	}
@@ -748,6 +757,7 @@ func (r *Resolver) take(t *try, rep reply, now int64, fx *effects) {
 		}
 		return
 	}
+	t.server.absent = false
 	if rep.verdict == refused {
 		r.unheard(t.server, now) // it is there, but not for us
 	} else {

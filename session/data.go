@@ -6,6 +6,7 @@ import (
 
 	"github.com/fastedge/fastedge/envelope"
 	"github.com/fastedge/fastedge/policy"
+	"github.com/fastedge/fastedge/pool"
 	"github.com/fastedge/fastedge/smtpcodec"
 )
 
@@ -312,6 +313,16 @@ func (s *Session) refuseMessage(out []byte, why *refusal, replies int) []byte {
 	return out
 }
 
+// beginsWithBlank says that the first byte of a message is SP or HTAB.
+func beginsWithBlank(data *pool.Chain) bool {
+	for c := data.First(); c != nil; c = c.Next() {
+		if p := c.Bytes(); len(p) > 0 {
+			return p[0] == ' ' || p[0] == '\t'
+		}
+	}
+	return false
+}
+
 // TakeEnvelope moves ownership of the finished envelope to the caller; id becomes its ID and stands in its Received field.
 // It is called once for each AwaitCommit.
 func (s *Session) TakeEnvelope(id envelope.ID) *envelope.Envelope {
@@ -321,12 +332,17 @@ func (s *Session) TakeEnvelope(id envelope.ID) *envelope.Envelope {
 	tx := s.tx
 	env := tx.env
 	env.ID, tx.id = id, id
-	if len(tx.fields) > 0 {
+	if len(tx.fields) > 0 { // in these facts are first
 		s.res.scratch = appendResults(s.res.scratch[:0], tx.fields)
 		env.Results = env.Keep(s.res.scratch)
 	}
-	s.res.scratch = append(s.res.scratch[:0], tx.fields...)
+	s.res.scratch = append(s.res.scratch[:0], tx.fields[tx.facts:]...)
 	s.res.scratch = appendReceived(s.res.scratch, env, s.peer.TLS, tx.host, s.sv.Hostname)
+	if beginsWithBlank(&env.Data) {
+		// RFC 5322 §2.2.3: a line that begins so would be a folded line of our last field, and say there what a stranger likes. He has sent no
+		// header section that begins with a field, so ours ends here (§2.1) and all that he sent is body, byte for byte.
+		s.res.scratch = append(s.res.scratch, "\r\n"...)
+	}
 	env.Trace = env.Keep(s.res.scratch)
 	if s.sv.LMTP {
 		for i := range env.Recipients {

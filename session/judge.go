@@ -3,6 +3,7 @@ package session
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/fastedge/fastedge/policy"
@@ -48,7 +49,7 @@ func (s *Session) judge(at policy.Stage, now time.Time, out []byte) []byte {
 func (s *Session) judgeFrom(at policy.Stage, from int, now time.Time, out []byte) []byte {
 	list := s.sv.at[at]
 	for i := from; i < len(list); i++ {
-		e := s.event(at, list[i].slot)
+		e := s.event(at, &list[i])
 		e.Now = now
 		err := validate(list[i], e)
 		if e.Host != "" && s.tx != nil {
@@ -61,7 +62,7 @@ func (s *Session) judgeFrom(at policy.Stage, from int, now time.Time, out []byte
 		} else if p != nil {
 			p.Cancel()
 		}
-		if r, failed := s.hear(at, e.Reply, e.Fields, err); r != nil {
+		if r, failed := s.hear(at, &list[i], e.Reply, e.Fields, err); r != nil {
 			return judgements[at].refuse(s, r, list[i].why(failed), now, out)
 		}
 	}
@@ -77,15 +78,19 @@ func (v *placed) why(failed bool) Reason {
 }
 
 // hear takes one validator's answer: nil goes on, anything else refuses.
-func (s *Session) hear(at policy.Stage, r smtpcodec.Reply, fields []byte, err error) (refuse *smtpcodec.Reply, failed bool) {
+func (s *Session) hear(at policy.Stage, v *placed, r smtpcodec.Reply, fields []byte, err error) (refuse *smtpcodec.Reply, failed bool) {
 	if err == nil && r.Code != 0 && (r.Code < 200 || r.Code > 599) {
 		err = policy.ErrReply
 	}
 	if err == nil && len(fields) > 0 && s.tx != nil {
-		if len(s.tx.fields)+len(fields) > maxFieldBytes {
+		switch tx := s.tx; {
+		case len(tx.fields)+len(fields) > maxFieldBytes:
 			err = errFields
-		} else {
-			s.tx.fields = append(s.tx.fields, fields...)
+		case v.discreet:
+			tx.fields = slices.Insert(tx.fields, int(tx.facts), fields...)
+			tx.facts += uint32(len(fields))
+		default:
+			tx.fields = append(tx.fields, fields...)
 		}
 	}
 	switch {
@@ -123,8 +128,8 @@ func validate(v placed, e *policy.Event) (err error) {
 	return v.Validate(e)
 }
 
-// event fills in the loop's one event, for a validator that remembers in slot, if that is not negative.
-func (s *Session) event(at policy.Stage, slot int) *policy.Event {
+// event fills in the loop's one event, for a validator.
+func (s *Session) event(at policy.Stage, v *placed) *policy.Event {
 	e := &s.res.event
 	*e = policy.Event{
 		Stage: at,
@@ -138,11 +143,11 @@ func (s *Session) event(at policy.Stage, slot int) *policy.Event {
 			TLS:      s.peer.TLS,
 		},
 	}
-	if slot >= 0 {
+	if v.slot >= 0 {
 		if s.slots == nil {
 			s.slots = make([]any, s.sv.slots)
 		}
-		e.Slot = &s.slots[slot]
+		e.Slot = &s.slots[v.slot]
 	}
 	if s.peer.Proxy != nil {
 		e.Client.ProxyAddr = *s.peer.Proxy
@@ -177,8 +182,9 @@ func (s *Session) goOn(r smtpcodec.Reply, fields []byte, err error, now time.Tim
 	at, next := s.asked, int(s.askedOf)+1
 	s.pending = nil
 	s.phase = phaseCommand
-	if r, failed := s.hear(at, r, fields, err); r != nil {
-		out = judgements[at].refuse(s, r, s.sv.at[at][s.askedOf].why(failed), now, out)
+	v := &s.sv.at[at][s.askedOf]
+	if r, failed := s.hear(at, v, r, fields, err); r != nil {
+		out = judgements[at].refuse(s, r, v.why(failed), now, out)
 	} else {
 		out = s.judgeFrom(at, next, now, out)
 	}
@@ -199,10 +205,11 @@ func (s *Session) dropQuestion() {
 
 // tellOf asks the validators of a stage that the session does not wait at. reply is what will be answered; the result is what they made of it.
 func (s *Session) tellOf(at policy.Stage, reply smtpcodec.Reply) smtpcodec.Reply {
-	for _, v := range s.sv.at[at] {
-		e := s.event(at, v.slot)
+	for i := range s.sv.at[at] {
+		v := &s.sv.at[at][i]
+		e := s.event(at, v)
 		e.Reply = reply
-		err := validate(v, e)
+		err := validate(*v, e)
 		if r := e.Reply; err == nil && r != reply && (r.Code < 200 || r.Code > 599) {
 			err = policy.ErrReply
 		}

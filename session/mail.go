@@ -21,6 +21,7 @@ type transaction struct {
 	lookedAt     int64     // size at the last one
 	wasted       bool      // data is decoded and thrown away; verdict says why
 	outOfMemory  bool
+	facts        uint32 // so many bytes of fields are for the envelope only, those of discreet validators
 
 	// The path in question, and what came with a forward-path. They borrow from the command, or from asked while validators are asked.
 	path   smtpcodec.Path

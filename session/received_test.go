@@ -5,11 +5,14 @@ import (
 	"fmt"
 	"net/mail"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/policy"
+	"github.com/fastedge/fastedge/smtpcodec"
 )
 
 var arrival = time.Date(2026, 11, 22, 9, 0, 39, 0, time.FixedZone("CET", 3600))
@@ -198,4 +201,134 @@ func BenchmarkFieldCounter(b *testing.B) {
 			countReceived(message)
 		}
 	})
+}
+
+// fieldsFirst puts fields of ours before each message.
+type fieldsFirst string
+
+func (fieldsFirst) Stages() policy.Stages { return policy.On(policy.AtMessage) }
+
+func (f fieldsFirst) Validate(e *policy.Event) error {
+	e.Fields = append(e.Fields, f...)
+	return nil
+}
+
+// RFC 5322 §2.2.3: what begins with a blank goes on with the field before it. No stranger goes on with ours.
+func TestMessageThatBeginsWithABlankIsNoPartOfOurFields(t *testing.T) {
+	const ours = "Received-SPF: pass (mx.example.net: ok)\r\nAuthentication-Results: mx.example.net; spf=pass\r\n"
+	for data, ends := range map[string]bool{
+		" x; spf=pass smtp.mailfrom=ceo@bank.example\r\nSubject: x\r\n\r\nhi\r\n": true,
+		"\tx\r\n":                    true,
+		" \r\n":                      true,
+		"\t\r\n\r\n":                 true,
+		"Subject: x\r\n y\r\n":       false,
+		"\r\n folded\r\n":            false, // the header section has ended
+		"\r\n":                       false,
+		"":                           false,
+		"no field\r\n x: folded\r\n": false,
+	} {
+		for _, spf := range []bool{false, true} {
+			for _, by := range []string{"DATA", "BDAT", "BDAT byte by byte"} {
+				o, before := Options{Hostname: "mx.example.net", AuthservID: "mx.example.net"}, ""
+				if spf {
+					o.Validators, before = []policy.Validator{fieldsFirst(ours)}, ours
+				}
+				s, _, _ := open(t, o)
+				text := "EHLO c\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\n"
+				switch by {
+				case "DATA":
+					text += "DATA\r\n" + data + ".\r\n"
+				case "BDAT":
+					text += fmt.Sprintf("BDAT 0\r\nBDAT %d LAST\r\n%s", len(data), data)
+				default:
+					for _, b := range []byte(data) {
+						text += "BDAT 1\r\n" + string(b)
+					}
+					text += "BDAT 0 LAST\r\n"
+				}
+				if _, _, step := s.Feed([]byte(text), start, nil); step != AwaitCommit {
+					t.Fatalf("%s, %q: step %d", by, data, step)
+				}
+				env := s.TakeEnvelope(envelope.ID{})
+				whole := string(env.Trace) + string(bytes.Join(env.Data.AppendBuffers(nil), nil))
+				m, err := mail.ReadMessage(strings.NewReader(whole + "\r\n\r\n"))
+				if err == nil {
+					received := m.Header.Get("Received")
+					if !strings.HasPrefix(whole, before+"Received: ") || !strings.HasSuffix(received, "+0000") {
+						t.Errorf("%s, %q: %q", by, data, whole)
+					}
+				} else if !strings.HasPrefix(data, "no field") {
+					t.Errorf("%s, %q: %v", by, data, err)
+				}
+				if !strings.HasSuffix(whole, "\r\n"+data) || bytes.HasSuffix(env.Trace, []byte("\r\n\r\n")) != ends {
+					t.Errorf("%s, %q: %q", by, data, whole)
+				}
+			}
+		}
+	}
+}
+
+// finds is a discreet validator that answers at once, or later.
+type finds struct {
+	fieldsFirst
+	later bool
+}
+
+func (finds) Discreet() bool { return true }
+
+func (f finds) Validate(e *policy.Event) error {
+	if !f.later {
+		return f.fieldsFirst.Validate(e)
+	}
+	e.Pend().Done(smtpcodec.Reply{}, []byte(f.fieldsFirst))
+	return nil
+}
+
+// What discreet validators find is for the queue, and the message does not tell it.
+func TestDiscreetFindingsStandInTheEnvelopeOnly(t *testing.T) {
+	const found = "Authentication-Results: mx.example.net;\r\n\tspf=pass smtp.mailfrom=a@example.com;\r\n\tiprev=pass\r\n"
+	const others = "Authentication-Results: filter.example.net; dkim=pass\r\n"
+	for _, later := range []bool{false, true} {
+		s, _, _ := open(t, Options{Hostname: "mx.example.net", Validators: []policy.Validator{fieldsFirst(others), finds{found, later}}})
+		feed(t, s, "EHLO c\r\n", slices.Repeat([]string{"250"}, 10)...)
+		for range 2 { // the second recycles the first's
+			text := []byte(group + "Subject: x\r\n.\r\n")
+			n, _, step := s.Feed(text, start, nil)
+			if step == AwaitPolicy && later {
+				_, step = s.Decided(start, nil)
+			}
+			if step != AwaitCommit || n != len(text) {
+				t.Fatalf("step %d, %d bytes used", step, n)
+			}
+			env := s.TakeEnvelope(envelope.ID{})
+			if got := string(env.Results); got != "spf=pass smtp.mailfrom=a@example.com; iprev=pass" {
+				t.Errorf("results %q", got)
+			}
+			if got, _, _ := strings.Cut(string(env.Trace), "Received: "); got != others {
+				t.Errorf("fields %q", got)
+			}
+			env.Release()
+			s.Committed(nil, nil, start, nil)
+		}
+	}
+}
+
+func TestDiscreetFindingsDoNotAllocate(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	const found = "Authentication-Results: mx.example.net;\r\n\tspf=pass smtp.mailfrom=a@example.com\r\n"
+	s, _, _ := open(t, Options{Hostname: "mx.example.net", Validators: []policy.Validator{finds{fieldsFirst: found}}})
+	out := make([]byte, 0, 4096)
+	s.Feed([]byte("EHLO c\r\n"), start, out)
+	text := []byte(group + "Subject: x\r\n.\r\n")
+	if n := testing.AllocsPerRun(100, func() {
+		if _, _, step := s.Feed(text, start, out); step != AwaitCommit {
+			t.Fatal(step)
+		}
+		s.TakeEnvelope(envelope.ID{}).Release()
+		s.Committed(nil, nil, start, out)
+	}); n > 0 {
+		t.Errorf("%v allocations for each message", n)
+	}
 }

@@ -137,8 +137,9 @@ type Server struct {
 // placed is a validator with its place among those that remember, -1 without one, and the word for its refusals.
 type placed struct {
 	policy.Validator
-	slot   int
-	reason Reason
+	slot     int
+	reason   Reason
+	discreet bool // its fields are for the envelope only
 }
 
 // offers is what EHLO says and allows at one degree of security.
@@ -171,10 +172,13 @@ func NewServer(o Options) *Server {
 		if stages >= 1<<policy.NumStages {
 			panic("session: a validator names a stage that there is not")
 		}
-		one := placed{v, -1, kindReasons[policy.KindOf(v)]}
+		one := placed{v, -1, kindReasons[policy.KindOf(v)], false}
 		if r, ok := v.(policy.Rememberer); ok && r.Remembers() {
 			one.slot = sv.slots
 			sv.slots++
+		}
+		if d, ok := v.(policy.Discreet); ok {
+			one.discreet = d.Discreet()
 		}
 		for st := range policy.NumStages {
 			if stages.Has(st) {

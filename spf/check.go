@@ -199,7 +199,7 @@ func (c *Check) Feed(a Answer) {
 	case askedAddrs, askedExists, askedHost:
 		switch {
 		case a.Status == Failed: // RFC 7208 §5
-			c.fail(TempError, c.lookupFailed())
+			c.lookupFailed(a.Cause)
 		case asked == askedExists && a.Status == Found, asked != askedExists && c.matches(a.Addrs):
 			c.match()
 		case asked == askedHost:
@@ -210,7 +210,7 @@ func (c *Check) Feed(a Answer) {
 	case askedMX:
 		switch {
 		case a.Status == Failed:
-			c.fail(TempError, c.lookupFailed())
+			c.lookupFailed(a.Cause)
 		case len(a.Hosts) > MaxMXHosts: // RFC 7208 §4.6.4; at once, so that the order of equal preferences makes no difference
 			c.fail(PermError, c.query.Name+" has more than "+strconv.Itoa(MaxMXHosts)+" MX hosts")
 		default:
@@ -248,8 +248,21 @@ func (c *Check) explaining() bool {
 	return c.state == askedExplanation || (c.state == askedPTR || c.state == askedName) && (c.back == explain || c.back == expand)
 }
 
-func (c *Check) lookupFailed() string {
-	return "no answer for " + c.query.Type.String() + " of " + c.query.Name
+// lookupFailed ends the check for want of an answer (RFC 7208 §5).
+func (c *Check) lookupFailed(why Cause) {
+	what := c.query.Type.String() + " of " + c.query.Name
+	switch why {
+	case CauseUnreachable:
+		what = "connection refused by every DNS server, asked for " + what
+	case CauseBusy:
+		what = "too many lookups under way, not asked for " + what
+	case CauseClient:
+		what = "too many lookups under way for this client, not asked for " + what
+	default:
+		what = "no answer for " + what
+	}
+	c.fail(TempError, what)
+	c.result.Cause = why
 }
 
 // ask makes the query that Next gives.
@@ -350,7 +363,7 @@ func (c *Check) gotRecord(a Answer) {
 	f := &c.frames[c.depth]
 	switch {
 	case a.Status == Failed:
-		c.fail(TempError, c.lookupFailed())
+		c.lookupFailed(a.Cause)
 		return
 	case a.Status == Found && a.TXT.problem != "":
 		c.fail(PermError, f.domain+": "+a.TXT.problem)
@@ -587,9 +600,34 @@ func (c *Check) target(s *spec, to state) (name string, known bool) {
 			return "", false
 		}
 	}
-	var space [4 * 256]byte
-	b := c.appendMacros(space[:0], s.macros, p, 0)
-	return queryName(string(b)), true
+	return c.expandName(s.macros, p), true
+}
+
+// nameTail is how much of the right end of an expanded domain-spec is looked at: a trailing dot, the 253 bytes that a name may have, and the dot before
+// them, at which queryName cuts what is longer, or finds none; and one byte, so that it is longer.
+const nameTail = 1 + 1 + maxNameBytes + 1
+
+// expandName is queryName of a domain-spec's expansion. It expands from the right until the rest makes no difference: a record of 16 kB has room for
+// thousands of macros, each of them good for hundreds of bytes, and this runs on the event loop. BenchmarkHostileMacros.
+func (c *Check) expandName(m macros, p string) string {
+	var tail [nameTail]byte
+	var value [256]byte
+	var space [3 * 256]byte // escaped
+	at := len(tail)
+	for i := len(m) - 1; i >= 0 && at > 0; i-- {
+		one := &m[i]
+		if one.letter == 0 {
+			text := one.literal[max(0, len(one.literal)-at):]
+			at -= len(text)
+			copy(tail[at:], text)
+			continue
+		}
+		text := one.appendTo(space[:0], c.appendValue(value[:0], one.letter, p))
+		text = text[max(0, len(text)-at):]
+		at -= len(text)
+		copy(tail[at:], text)
+	}
+	return queryName(string(tail[at:]))
 }
 
 // clientNames sees to it that the names of the client's address are known, else it asks for them and to is entered again.
@@ -638,8 +676,7 @@ func (c *Check) validatedName(to state) (name string, known bool) {
 	return "unknown", true
 }
 
-// appendMacros expands m. With a limit it stops when more than that many bytes are there; without one it keeps the right end, which is what
-// queryName needs.
+// appendMacros expands m, until there are more than limit bytes.
 func (c *Check) appendMacros(dst []byte, m macros, p string, limit int) []byte {
 	var space [256]byte
 	for i := range m {
@@ -649,12 +686,8 @@ func (c *Check) appendMacros(dst []byte, m macros, p string, limit int) []byte {
 		} else {
 			dst = one.appendTo(dst, c.appendValue(space[:0], one.letter, p))
 		}
-		if limit > 0 {
-			if len(dst) > limit {
-				return dst
-			}
-		} else if len(dst) > 4*maxNameBytes {
-			dst = dst[:copy(dst, dst[len(dst)-2*maxNameBytes:])]
+		if len(dst) > limit {
+			break
 		}
 	}
 	return dst

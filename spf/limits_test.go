@@ -153,3 +153,23 @@ func TestGiveUp(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// A limit of ours, or a server that is not there, is not the domain's fault.
+func TestATempErrorTellsItsCause(t *testing.T) {
+	for cause, want := range map[Cause]string{
+		CauseDNS:         "no answer for A of host.example.org",
+		CauseUnreachable: "connection refused by every DNS server, asked for A of host.example.org",
+		CauseBusy:        "too many lookups under way, not asked for A of host.example.org",
+		CauseClient:      "too many lookups under way for this client, not asked for A of host.example.org",
+	} {
+		got := New(Params{IP: netip.MustParseAddr("192.0.2.1"), Sender: "a@example.org"}).Run(func(q Query) Answer {
+			if q.Type == TypeTXT {
+				return Answer{Status: Found, TXT: NewTXT([]string{"v=spf1 a:host.example.org -all"})}
+			}
+			return Answer{Cause: cause}
+		})
+		if got.Code != TempError || got.Problem != want || got.Reason != "SPF Temporary Error: "+want || got.Cause != cause {
+			t.Errorf("%+v, want %s", got, want)
+		}
+	}
+}

@@ -271,7 +271,7 @@ func (m *macro) appendTo(dst []byte, value []byte) []byte {
 		}
 	}
 	if m.escape {
-		return appendEscaped(dst[:from], string(dst[from:]))
+		return escape(dst, from)
 	}
 	return dst
 }
@@ -283,17 +283,32 @@ func (m *macro) splits(c byte) bool {
 	return m.delimiters&delimiter(c) != 0
 }
 
-// appendEscaped escapes all but the unreserved characters of RFC 3986 §2.3.
-func appendEscaped(dst []byte, s string) []byte {
+// escape escapes all of b from an index on but the unreserved characters of RFC 3986 §2.3.
+func escape(b []byte, from int) []byte {
 	const hex = "0123456789ABCDEF"
-	for i := range len(s) {
-		if c := s[i]; isAlpha(c) || isDigit(c) || c == '-' || c == '.' || c == '_' || c == '~' {
-			dst = append(dst, c)
-		} else {
-			dst = append(dst, '%', hex[c>>4], hex[c&15])
+	extra := 0
+	for _, c := range b[from:] {
+		if !isUnreserved(c) {
+			extra += 2
 		}
 	}
-	return dst
+	r := len(b)
+	b = append(b, make([]byte, extra)...)
+	for w := len(b); w > r; { // in place, from the right
+		r--
+		if c := b[r]; isUnreserved(c) {
+			w--
+			b[w] = c
+		} else {
+			w -= 3
+			b[w], b[w+1], b[w+2] = '%', hex[c>>4], hex[c&15]
+		}
+	}
+	return b
+}
+
+func isUnreserved(c byte) bool {
+	return isAlpha(c) || isDigit(c) || c == '-' || c == '.' || c == '_' || c == '~'
 }
 
 // appendDotted appends ip as %{i} has it: dotted quad, or the nibbles of IPv6 with dots between (RFC 7208 §7.3).

@@ -91,10 +91,21 @@ const (
 	Empty                // NOERROR without such a record, or NXDOMAIN: a void lookup (RFC 7208 §4.6.4)
 )
 
+// Cause says why an Answer is Failed, or a Result TempError: the fault is not always DNS's.
+type Cause uint8
+
+const (
+	CauseDNS         Cause = iota // SERVFAIL, REFUSED, a timeout, ...
+	CauseUnreachable              // nobody listens at the address of any DNS server
+	CauseBusy                     // it was not asked: too many lookups are under way, or too many within the domain
+	CauseClient                   // it was not asked: too many are under way for this client
+)
+
 // Answer is what DNS said. It is immutable from the moment it is fed to a check, and may be fed to many: a cache keeps and shares it.
 // Only the field of the query's type is looked at.
 type Answer struct {
 	Status Status
+	Cause  Cause        // of Failed
 	TXT    *TXT         // of TypeTXT, made by NewTXT
 	Addrs  []netip.Addr // of TypeA and TypeAAAA, in any order
 	Hosts  []string     // of TypeMX the hosts in order of preference, of TypePTR the names; a trailing dot and capitals do no harm
@@ -120,6 +131,8 @@ type Result struct {
 	Lookups int // terms that asked DNS, at most MaxLookups unless that is the Problem
 	Voids   int // queries that came back without data, but for names of the client and explanations: what is held against MaxVoid
 	Queries int // all queries, those for records and explanations included
+	// Cause is why the lookup failed that made the result TempError.
+	Cause Cause
 	// LocalPart says that the sender's local-part had a say, by a macro %{s} or %{l}. Without it, every sender of the domain has this result.
 	LocalPart bool
 }

@@ -51,17 +51,12 @@ func (p *parts) newSenders(cfg *config.Config, log *slog.Logger, counted *metric
 		}
 		o.PTR = policy.NewPTR(po)
 	}
-	switch {
-	case cfg.SPF.Headers:
+	if cfg.SPF.Headers {
 		p.authservID = cfg.Hostname
+	}
+	if cfg.SPF.Headers || o.SPF != nil || o.PTR != nil {
+		o.EnvelopeOnly = !cfg.SPF.Headers
 		p.add(policy.NewResults(o))
-	case o.SPF != nil:
-		p.add(o.SPF)
-		fallthrough
-	default:
-		if o.PTR != nil {
-			p.add(o.PTR)
-		}
 	}
 	if lists { // behind the lookup of the name, which begins while they are waited for
 		p.newDNSBL(cfg, log, counted, wrong)
@@ -80,6 +75,13 @@ func (p *parts) newDNSBL(cfg *config.Config, log *slog.Logger, counted *metrics.
 		Refused: func(session envelope.ID, client netip.Addr, zones []string, score int) {
 			log.LogAttrs(context.Background(), slog.LevelInfo, "dnsbl", slog.String("session", session.String()),
 				slog.String("client", client.String()), slog.Any("lists", zones), slog.Int("score", score))
+		},
+		Rests: func(zone string, rests bool) {
+			if rests {
+				log.Warn("DNS list does not answer, nobody waits for it", "list", zone)
+			} else {
+				log.Info("DNS list answers again", "list", zone)
+			}
 		},
 	}
 	if counted != nil {

@@ -75,7 +75,7 @@ func TestEachResultOfSPFHasItsReply(t *testing.T) {
 	admin := freeAddress(t)
 	p := serve(t, t.TempDir(), sendersConfig(admin, dnsZone(t, senderRecords), "[ptr]\nmode = \"off\"\n"))
 	for _, test := range []struct{ from, reply, result, action string }{
-		{"a@fail.test", "550 5.7.23 SPF validation failed: ask fail.test about 192.0.2.7\r\n", "fail", "refused"},
+		{"a@fail.test", "550 5.7.23 SPF validation failed: fail.test explains: ask fail.test about 192.0.2.7\r\n", "fail", "refused"},
 		{"a@soft.test", "250 2.1.0 Accepted, although: domain owner discourages use of this host\r\n", "softfail", "accepted"},
 		{"a@pass.test", "250 2.1.0 ", "pass", "none"},
 		{"a@temp.test", "451 4.7.24 SPF validation error: ", "temperror", "refused"},
@@ -118,13 +118,27 @@ func TestObservedSPFIsWrittenDownAndRefusesNobody(t *testing.T) {
 	c := behindProxy(t, p.addr[0], "192.0.2.7", "220 ")
 	c.must(t, "EHLO client.test\r\nMAIL FROM:<a@fail.test>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n", "250-", "250 2.1.0", "250", "354")
 	m := queuedAs.FindStringSubmatch(c.must(t, "Subject: x\r\n\r\n.\r\n", "250 2.6.0"))
-	if fields := p.fields(m[1]); !strings.HasPrefix(fields[0], "Received-SPF: fail (mx.example.net: ask fail.test about 192.0.2.7) ") ||
+	if fields := p.fields(m[1]); !strings.HasPrefix(fields[0], "Received-SPF: fail (mx.example.net: fail.test explains: ask fail.test about 192.0.2.7) ") ||
 		!strings.HasPrefix(fields[1], "Authentication-Results: mx.example.net; spf=fail smtp.mailfrom=a@fail.test") {
 		t.Errorf("%q", fields)
 	}
 	p.waitLine(`"msg":"spf"`, `"result":"fail"`)
 	if metric(t, admin, "fastedge_spf_results_total", `result="fail"`, `action="observed"`) != 1 {
 		t.Error("what would have been refused is not counted as observed")
+	}
+}
+
+// Whoever reads the queue finds the results also where the messages do not tell them.
+func TestResultsThatAreNotWrittenIntoMessagesStandInTheQueue(t *testing.T) {
+	p := serve(t, t.TempDir(), strings.Replace(sendersConfig(freeAddress(t), dnsZone(t, senderRecords), ""), "[spf]\n", "[spf]\nheaders = false\n", 1))
+	c := behindProxy(t, p.addr[0], "192.0.2.7", "220 ")
+	c.must(t, "EHLO client.test\r\nMAIL FROM:<a@soft.test>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n", "250-", "250 2.1.0", "250", "354")
+	m := queuedAs.FindStringSubmatch(c.must(t, "Authentication-Results: mx.example.net; spf=pass\r\n\r\n.\r\n", "250 2.6.0"))
+	if fields := p.fields(m[1]); len(fields) != 2 || !strings.HasPrefix(fields[0], "Received: ") || fields[1] != "Authentication-Results: mx.example.net; spf=pass" {
+		t.Errorf("%q", fields)
+	}
+	if shown := string(p.fastedge("queue", "show", m[1])); !strings.Contains(shown, "spf=softfail smtp.mailfrom=a@soft.test") {
+		t.Errorf("%s", shown)
 	}
 }
 

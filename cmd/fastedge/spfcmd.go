@@ -23,12 +23,12 @@ type spfCmd struct {
 }
 
 type spfCheckCmd struct {
-	IP       string `required:"" placeholder:"ADDRESS" help:"The client's address."`
-	From     string `required:"" placeholder:"ADDRESS" help:"The reverse-path; empty is the null sender, for which postmaster@HELO is checked."`
-	Helo     string `placeholder:"NAME" help:"What the client gave by HELO or EHLO."`
-	Receiver string `placeholder:"NAME" help:"Our name, for explanations (default: hostname of the configuration)."`
-	Server   string `placeholder:"HOST:PORT" help:"DNS server to ask (default: dns.servers)."`
-	JSON     bool   `help:"Print one JSON object."`
+	IP       string  `required:"" placeholder:"ADDRESS" help:"The client's address."`
+	From     string  `required:"" placeholder:"ADDRESS" help:"The reverse-path; empty is the null sender, for which postmaster@HELO is checked."`
+	Helo     string  `placeholder:"NAME" help:"What the client gave by HELO or EHLO."`
+	Receiver string  `placeholder:"NAME" help:"Our name, for explanations (default: hostname of the configuration)."`
+	Server   *string `placeholder:"HOST:PORT" help:"DNS server to ask (default: dns.servers)."`
+	JSON     bool    `help:"Print one JSON object."`
 }
 
 // spfReport is the output of spf check --json.
@@ -46,13 +46,13 @@ type spfReport struct {
 
 // Run asks like the server does, but with a cache of its own that is empty.
 func (c *spfCheckCmd) Run(a *app) error {
-	ip, err := netip.ParseAddr(c.IP)
+	ip, err := clientAddress(c.IP)
 	if err != nil {
-		return usageError{fmt.Errorf("--ip: %q is no IP address", c.IP)}
+		return usageError{fmt.Errorf("--ip: %w", err)}
 	}
-	from := c.From
-	if inner, ok := strings.CutPrefix(from, "<"); ok {
-		from = strings.TrimSuffix(inner, ">")
+	from, err := reversePath(c.From)
+	if err != nil {
+		return usageError{fmt.Errorf("--from: %w", err)}
 	}
 	if from == "" && c.Helo == "" {
 		return usageError{errors.New("the null sender needs --helo: its name is what is checked")}
@@ -62,14 +62,14 @@ func (c *spfCheckCmd) Run(a *app) error {
 		return err
 	}
 	servers := cfg.DNS.Servers
-	if c.Server != "" {
-		server, err := serverAddress(c.Server)
+	if c.Server != nil {
+		server, err := serverAddress(*c.Server)
 		if err != nil {
 			return usageError{fmt.Errorf("--server: %w", err)}
 		}
 		servers = []string{server}
 	}
-	r, err := resolver.New(resolver.Options{Servers: servers, Timeout: cfg.DNS.Timeout})
+	r, err := resolver.New(resolver.Options{Servers: servers, Timeout: cfg.DNS.Timeout, EndUnreachable: true})
 	if err != nil {
 		return err
 	}
@@ -104,6 +104,38 @@ func maxVoid(cfg *config.Config) int {
 	return cfg.SPF.VoidLookups
 }
 
+// clientAddress takes an address as such, or as a literal of EHLO: [192.0.2.1], [IPv6:2001:db8::1].
+func clientAddress(s string) (netip.Addr, error) {
+	text := s
+	if n := len(text); n > 2 && text[0] == '[' && text[n-1] == ']' {
+		text = text[1 : n-1]
+		if tag := "IPv6:"; len(text) > len(tag) && strings.EqualFold(text[:len(tag)], tag) {
+			text = text[len(tag):]
+		}
+	}
+	ip, err := netip.ParseAddr(text)
+	if err != nil {
+		return ip, fmt.Errorf("%q is no IP address", s)
+	}
+	return ip, nil
+}
+
+// reversePath takes an address with or without angle brackets, and not what else a From field may have.
+func reversePath(s string) (string, error) {
+	path := s
+	if n := len(path); n >= 2 && path[0] == '<' && path[n-1] == '>' {
+		path = path[1 : n-1]
+	}
+	bare := path
+	if strings.HasPrefix(bare, `"`) { // a quoted local-part may have anything
+		bare = bare[max(strings.LastIndexByte(bare, '@'), 0):]
+	}
+	if strings.ContainsAny(bare, "<> \t\r\n") {
+		return "", fmt.Errorf("%q is no address: only what MAIL FROM has between < and > is wanted", s)
+	}
+	return path, nil
+}
+
 // serverAddress takes the address of a DNS server, or the name of its machine, with or without a port.
 func serverAddress(s string) (string, error) {
 	host, port, err := net.SplitHostPort(s)
@@ -112,6 +144,9 @@ func serverAddress(s string) (string, error) {
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
 		return "", fmt.Errorf("%q: the port must be a number from 1 to 65535", s)
+	}
+	if host == "" {
+		return "", fmt.Errorf("%q has no address", s)
 	}
 	addrs, err := net.LookupHost(host)
 	if err != nil {

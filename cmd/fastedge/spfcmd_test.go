@@ -118,6 +118,9 @@ func TestSPFCheckShowsResultReasonAndWalk(t *testing.T) {
 		{"192.0.2.25", "<a@EXAMPLE.com>", "", "pass a:mx.example.com example.com"},
 		{"::ffff:192.0.2.25", "a@example.com", "", "pass a:mx.example.com example.com"},
 		{"2001:db8::1", "a@soft.example", "", "softfail all soft.example"},
+		{"[2001:db8::1]", "a@soft.example", "", "softfail all soft.example"},
+		{"[ipv6:2001:db8::1]", "\"a <b\"@soft.example", "", "softfail all soft.example"},
+		{"[192.0.2.200]", "a@example.com", "x.example.com", "pass include:_spf.example.com example.com"},
 		{"192.0.2.7", "", "helo.example", "pass ip4:192.0.2.7 helo.example"},
 		{"192.0.2.8", "<>", "helo.example", "fail all helo.example"},
 		{"192.0.2.8", "a@bad.example", "", "permerror  bad.example"},
@@ -149,12 +152,39 @@ func TestSPFCheckShowsResultReasonAndWalk(t *testing.T) {
 		{"--ip", "192.0.2.1"},
 		{"--ip", "192.0.2.1", "--from", ""},
 		{"--ip", "192.0.2.1", "--from", "a@example.com", "extra"},
+		{"--ip", "", "--from", "a@example.com"},
+		{"--ip", "IPv6:2001:db8::1", "--from", "a@example.com"},
+		{"--ip", "[IPv6:2001:db8::1", "--from", "a@example.com"},
+		{"--ip", "[]", "--from", "a@example.com"},
+		{"--ip", "192.0.2.1", "--from", "Bob <a@example.com>"},
+		{"--ip", "192.0.2.1", "--from", "\"Bob\" <a@example.com>"},
+		{"--ip", "192.0.2.1", "--from", "<a@example.com"},
+		{"--ip", "192.0.2.1", "--from", "a@example.com, b@example.com"},
+		{"--ip", "192.0.2.1", "--from", "a@example.com", "--server", ""},
+		{"--ip", "192.0.2.1", "--from", "a@example.com", "--server", ":53"},
 		{"--ip", "192.0.2.1", "--from", "a@example.com", "--server", "127.0.0.1:0"},
 		{"--ip", "192.0.2.1", "--from", "a@example.com", "--server", "127.0.0.1:many"},
 	} {
 		if out, errs := check(2, args...); out != "" || !strings.HasPrefix(errs, "fastedge: ") {
 			t.Errorf("%v: stdout %q, stderr %q", args, out, errs)
 		}
+	}
+}
+
+// A server that is not there is not the domain's fault, and nothing to wait for.
+func TestSPFCheckTellsThatTheServerIsNotThere(t *testing.T) {
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	t.Setenv("FASTEDGE_DNS_TIMEOUT", "1h")
+	t.Setenv("FASTEDGE_SPF_TIMEOUT", "1h")
+	var out, errs bytes.Buffer
+	args := []string{"spf", "check", "--ip", "192.0.2.1", "--from", "a@example.com", "--server", conn.LocalAddr().String()}
+	if code := run(args, nil, &out, &errs); code != 0 ||
+		!strings.Contains(out.String(), "reason       SPF Temporary Error: connection refused by every DNS server, asked for TXT of example.com\n") {
+		t.Errorf("exit code %d: %s%s", code, out.String(), errs.String())
 	}
 }
 

@@ -100,6 +100,33 @@ func TestDefaultFileLoadsAsDefault(t *testing.T) {
 	}
 }
 
+// The tables of spf.on have names from a closed set, so each of their keys has a variable.
+func TestEnvironmentSetsWhatResultsOfSPFDo(t *testing.T) {
+	file := "[spf.on.fail]\ncode = 451\nmessage = \"4.7.23 File\"\n[spf.on.none]\ncode = 250\n"
+	c := mustLoad(t, file, []string{
+		"FASTEDGE_SPF_ON_FAIL_MESSAGE=4.7.23 Variable", "FASTEDGE_SPF_ON_TEMPERROR_CODE=450", "FASTEDGE_SPF_ON_NONE_CODE=550",
+		"FASTEDGE_SPF_ON_PERMERROR_MESSAGE=5.7.24 No", "FASTEDGE_SPF_ON_PERMERROR_CODE=550", "FASTEDGE_SPF_ON_SOFTFAIL_CODE=250",
+		"FASTEDGE_SPF_ON_PASS_CODE=250", "FASTEDGE_SPF_ON_NEUTRAL_CODE=250",
+	})
+	want := map[string]SPFAction{"fail": {451, "4.7.23 Variable"}, "temperror": {450, ""}, "none": {550, ""}, "permerror": {550, "5.7.24 No"},
+		"softfail": {250, ""}, "pass": {250, ""}, "neutral": {250, ""}}
+	if !maps.Equal(c.SPF.On, want) {
+		t.Errorf("%v, want %v", c.SPF.On, want)
+	}
+	for key, from := range map[string]string{"spf.on.fail.code": "f.toml:2", "spf.on.fail.message": "FASTEDGE_SPF_ON_FAIL_MESSAGE",
+		"spf.on.none.code": "FASTEDGE_SPF_ON_NONE_CODE", "spf.on.temperror.message": "default"} {
+		if got := c.Origin(key).String(); got != from {
+			t.Errorf("%s is from %q, want %q", key, got, from)
+		}
+	}
+	if c := mustLoad(t, "", []string{"FASTEDGE_SPF_ON_FAIL_MESSAGE=5.7.23 No"}); c.SPF.On["fail"] != (SPFAction{550, "5.7.23 No"}) || len(c.SPF.On) != 1 {
+		t.Errorf("%v", c.SPF.On)
+	}
+	if fresh := Default(); fresh.SPF.On["fail"].Message != "" || len(fresh.SPF.On) != 1 {
+		t.Errorf("the defaults have changed: %v", fresh.SPF.On)
+	}
+}
+
 // equal compares configurations; an empty list is a list that was not given.
 func equal(a, b Config) bool { return len(Changed(&a, &b)) == 0 }
 
@@ -225,6 +252,11 @@ func TestBadVariablesAreNamed(t *testing.T) {
 		{"FASTEDGE_TIMEOUTS_DATA=5", `FASTEDGE_TIMEOUTS_DATA: "5" has no unit: ` + durationHint},
 		{"FASTEDGE_LISTEN=:25", "FASTEDGE_LISTEN: listen is a table and can only be set in a file"},
 		{"FASTEDGE_SPF_ON=1", "FASTEDGE_SPF_ON: spf.on is a table and can only be set in a file"},
+		{"FASTEDGE_SPF_ON_FAIL_CODE=no", `FASTEDGE_SPF_ON_FAIL_CODE: "no" is not a whole number`},
+		{"FASTEDGE_SPF_ON_PASS_CODE=100", "FASTEDGE_SPF_ON_PASS_CODE: 100 is out of range (200 to 599)"},
+		{"FASTEDGE_SPF_ON_FAIL_MESSAGE=5.7.23 {x}", "FASTEDGE_SPF_ON_FAIL_MESSAGE: only {reason} may stand in braces"},
+		{"FASTEDGE_SPF_ON_NONE_MESSAGE=2.0.0 x", "spf.on.none.code: missing"},
+		{"FASTEDGE_SPF_ON_FALE_CODE=550", "FASTEDGE_SPF_ON_FALE_CODE: no such variable (did you mean FASTEDGE_SPF_ON_FAIL_CODE?)"},
 		{"FASTEDGE_TLS_SESSION_TICKETS=yes", `FASTEDGE_TLS_SESSION_TICKETS: "yes" is neither true nor false`},
 		{"FASTEDGE_DNS_SERVERS=localhost:53", `FASTEDGE_DNS_SERVERS: "localhost:53" is not a DNS server: write "127.0.0.1:53", "[::1]:53", or an IP address alone`},
 		{"FASTEDGE_RULE=x", "FASTEDGE_RULE: rule is a table and can only be set in a file"},
@@ -489,17 +521,21 @@ func TestWarnings(t *testing.T) {
 		"smtp = { early_talkers = \"refuse\", greet_delay = \"1s\" }":                                         "",
 		"timeouts.policy = \"5s\"\n[[hook]]\nat = [\"mail\"]\nurl = \"http://a/\"\non_error = \"accept\"":     "hook[0].timeout",
 		"timeouts.policy = \"5001ms\"\n[[hook]]\nat = [\"mail\"]\nurl = \"http://a/\"\non_error = \"accept\"": "",
-		"spf.timeout = \"30s\"":                                                                             "", // nobody from another machine can come
-		"spf.timeout = \"30s\"" + openListener:                                                              "spf.timeout",
-		"spf.timeout = \"29999ms\"" + openListener:                                                          "",
-		"spf = { timeout = \"30s\", headers = false }" + openListener:                                       "",
-		"spf = { timeout = \"30s\", headers = false, mode = \"enforce\" }" + openListener:                   "spf.timeout",
-		"dnsbl = { timeout = \"30s\", list = [{ zone = \"a.b\" }] }":                                        "dnsbl.timeout",
-		"dnsbl = { timeout = \"30s\" }":                                                                     "",
-		"dnsbl = { threshold = 3, list = [{ zone = \"a.b\", weight = 2 }, { zone = \"c\", weight = -1 }] }": "dnsbl.threshold",
-		"dnsbl = { threshold = 3, list = [{ zone = \"a.b\", weight = 2 }, { zone = \"c\" }] }":              "",
-		"[[milter]]\naddress = \"a:1\"":                                                                     "",
-		"[[milter]]\naddress = \"a:1\"\non_error = \"accept\"":                                              "milter[0].timeout",
+		"spf.timeout = \"30s\"":                                                                                   "", // nobody from another machine can come
+		"spf.timeout = \"30s\"" + openListener:                                                                    "spf.timeout",
+		"spf.timeout = \"29999ms\"" + openListener:                                                                "",
+		"spf = { timeout = \"30s\", headers = false }" + openListener:                                             "spf.timeout",
+		"spf = { timeout = \"30s\", headers = false, mode = \"enforce\" }" + openListener:                         "spf.timeout",
+		"spf = { timeout = \"30s\", mode = \"off\" }" + openListener:                                              "",
+		"dnsbl = { mode = \"enforce\", timeout = \"30s\", list = [{ zone = \"a.b\" }] }":                          "dnsbl.timeout",
+		"dnsbl = { timeout = \"30s\", list = [{ zone = \"a.b\" }] }":                                              "", // no greeting waits
+		"dns.max_per_client = 1\ndnsbl = { mode = \"enforce\", list = [{ zone = \"a.b\" }, { zone = \"c.d\" }] }": "dns.max_per_client",
+		"dns.max_per_client = 1\ndnsbl = { list = [{ zone = \"a.b\" }, { zone = \"c.d\" }] }":                     "",
+		"dnsbl = { timeout = \"30s\" }":                                                                           "",
+		"dnsbl = { threshold = 3, list = [{ zone = \"a.b\", weight = 2 }, { zone = \"c\", weight = -1 }] }":       "dnsbl.threshold",
+		"dnsbl = { threshold = 3, list = [{ zone = \"a.b\", weight = 2 }, { zone = \"c\" }] }":                    "",
+		"[[milter]]\naddress = \"a:1\"":                                                                           "",
+		"[[milter]]\naddress = \"a:1\"\non_error = \"accept\"":                                                    "milter[0].timeout",
 	} {
 		var got []string
 		for _, w := range mustLoad(t, text, nil).Warnings() {

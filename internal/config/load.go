@@ -459,10 +459,20 @@ func scalarText(v reflect.Value) string {
 func (l *loader) environment(env []string) {
 	variables := map[string]string{} // name: key
 	var names []string
-	forEachKey(reflect.TypeFor[Config](), "", func(key string, _ reflect.Type) {
+	add := func(key string) {
 		name := envName(key)
 		variables[name] = key
 		names = append(names, strings.TrimPrefix(name, EnvPrefix)) // what all begin with would make strangers look alike
+	}
+	forEachKey(reflect.TypeFor[Config](), "", func(key string, t reflect.Type) {
+		add(key)
+		if t.Kind() == reflect.Map {
+			for _, word := range keys[key].words {
+				for _, f := range fieldsOf(t.Elem()) {
+					add(join(join(key, word), f.name))
+				}
+			}
+		}
 	})
 	for _, entry := range slices.Sorted(slices.Values(env)) {
 		name, value, _ := strings.Cut(entry, "=")
@@ -503,6 +513,16 @@ func (l *loader) overlay(key string, origin Origin, text string) {
 	p := place{path: key, rule: key, overlay: &origin}
 	v := reflect.ValueOf(l.cfg).Elem()
 	for part := range strings.SplitSeq(key, ".") {
+		if v.Kind() == reflect.Map { // its tables can't be set in place
+			all, name, element := v, reflect.ValueOf(part), reflect.New(v.Type().Elem()).Elem()
+			if standard := all.MapIndex(name); standard.IsValid() {
+				element.Set(standard)
+			}
+			defer func() { all.SetMapIndex(name, element) }()
+			p.rule = strings.Replace(key, "."+part+".", ".*.", 1)
+			v = element
+			continue
+		}
 		fields := fieldsOf(v.Type())
 		i := slices.IndexFunc(fields, func(f field) bool { return f.name == part })
 		if i < 0 {

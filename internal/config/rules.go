@@ -576,14 +576,18 @@ func (c *Config) Warnings() []Problem {
 		late(elementKey("milter", i)("timeout"), one.Timeout, one.OnError)
 	}
 	// What waits for DNS is asked within a command, too.
-	if waits := c.SPF.Mode == "enforce" || c.SPF.Mode == "observe" && c.SPF.Headers; waits && c.AsksDNS() && c.SPF.Timeout >= c.Timeouts.Policy {
+	if c.SPF.Mode != "off" && c.AsksDNS() && c.SPF.Timeout >= c.Timeouts.Policy {
 		warn("spf.timeout", "%s is not less than timeouts.policy (%s): the client is deferred before the result is temperror",
 			FormatDuration(c.SPF.Timeout), FormatDuration(c.Timeouts.Policy))
 	}
 	if c.DNSBL.Mode != "off" && len(c.DNSBL.List) > 0 {
-		if c.DNSBL.Timeout >= c.Timeouts.Policy {
+		enforce := c.DNSBL.Mode == "enforce"
+		if enforce && c.DNSBL.Timeout >= c.Timeouts.Policy {
 			warn("dnsbl.timeout", "%s is not less than timeouts.policy (%s): clients are turned away when a list does not answer",
 				FormatDuration(c.DNSBL.Timeout), FormatDuration(c.Timeouts.Policy))
+		}
+		if enforce && c.DNS.MaxPerClient < len(c.DNSBL.List) {
+			warn("dns.max_per_client", "%d is not enough for the %d lists: clients are told to come back later", c.DNS.MaxPerClient, len(c.DNSBL.List))
 		}
 		most := 0
 		for _, list := range c.DNSBL.List {
