@@ -332,3 +332,29 @@ func TestDiscreetFindingsDoNotAllocate(t *testing.T) {
 		t.Errorf("%v allocations for each message", n)
 	}
 }
+
+func TestDatesAreThoseOfRFC5322(t *testing.T) {
+	for _, at := range []time.Time{
+		time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), time.Date(1999, 12, 31, 23, 59, 59, 999, time.UTC), time.Date(2028, 2, 29, 0, 0, 0, 0, time.UTC),
+		time.Date(2026, 6, 30, 23, 30, 0, 0, time.FixedZone("", -5*3600)), time.Unix(0, 0), time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC),
+	} {
+		if got, want := string(appendDate(nil, at)), at.UTC().Format("Mon, 02 Jan 2006 15:04:05 +0000"); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+func BenchmarkDate(b *testing.B) {
+	at := time.Date(2026, 11, 22, 8, 9, 10, 0, time.UTC)
+	var dst []byte
+	b.Run("impl=fastedge", func(b *testing.B) {
+		for b.Loop() {
+			dst = appendDate(dst[:0], at)
+		}
+	})
+	b.Run("impl=naive", func(b *testing.B) {
+		for b.Loop() {
+			dst = at.AppendFormat(dst[:0], "Mon, 02 Jan 2006 15:04:05 +0000")
+		}
+	})
+}
