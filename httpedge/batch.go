@@ -33,18 +33,20 @@ type batch struct {
 	extra   int           // lanes beyond the first; the reader's
 	failed  bool          // the reader has panicked; known when pending is closed
 
-	out  []byte // answers not yet read, from used
-	used int
+	out    []byte // answers not yet read, from used
+	used   int
+	charge charge // for them
 
 	mu      sync.Mutex // of what follows, and of the deadline for reading while the reader runs
 	stopped bool
 }
 
-// line is one line that was looked at: in waits for its commit, or p refuses it.
+// line is one line that was looked at: in waits for its commit, or refused is its answer, which is written at once, for its recipients are borrowed.
 type line struct {
-	number int
-	in     *intake
-	p      *problem
+	number  int
+	in      *intake
+	refused []byte
+	charge  charge // for refused
 }
 
 // postBatch takes many messages.
@@ -76,6 +78,7 @@ func (s *Server) postBatch(ctx *fasthttp.RequestCtx, c *conn) {
 func (b *batch) read() {
 	defer close(b.pending)
 	defer close(b.ended) // first: whoever has seen the last answer finds it closed
+	defer func() { b.c.pace = pace{} }()
 	defer b.body.Close()
 	defer func() { b.srv.extra.Add(-int64(b.extra)) }()
 	defer func() {
@@ -91,14 +94,16 @@ func (b *batch) read() {
 		}
 		if err != nil {
 			p := b.srv.bodyProblem(err)
-			b.pending <- line{number: number, p: &p}
+			b.pending <- line{number: number, refused: appendBatchProblem(nil, number, &p)}
 			return
 		}
-		in, p := b.srv.takeLine(b, text)
+		b.c.pace.message(b.c.at.Session.MinDataRate, b.srv.o.paceWindow)
+		one := b.srv.takeLine(b, text, number)
+		b.c.pace.over()
 		select {
-		case b.pending <- line{number, in, p}: // there is room: a place was taken
+		case b.pending <- one: // there is room: a place was taken
 		case <-b.stop:
-			b.srv.settle(in)
+			b.srv.settle(&one)
 			return
 		}
 	}
@@ -111,6 +116,7 @@ func (b *batch) mayRead(until time.Time) bool {
 	if b.stopped {
 		return false
 	}
+	b.c.pace.waiting(until)
 	b.c.SetReadDeadline(until)
 	return true
 }
@@ -140,7 +146,7 @@ func (b *batch) place() bool {
 }
 
 // takeLine decodes and judges one line, and hands its message over.
-func (s *Server) takeLine(b *batch, text io.Reader) (*intake, *problem) {
+func (s *Server) takeLine(b *batch, text io.Reader, number int) line {
 	in := s.intake()
 	taken := false
 	defer func() {
@@ -148,8 +154,11 @@ func (s *Server) takeLine(b *batch, text io.Reader) (*intake, *problem) {
 			s.release(in)
 		}
 	}()
+	if p := s.notNow(b.c); p != nil {
+		return line{number: number, refused: appendBatchProblem(nil, number, p)}
+	}
 	in.poster = b.poster
-	in.lane.at = b.c.at
+	in.lane.at, in.lane.admitted = b.c.at, true
 	sess := b.c.at.Session
 	err := decodeMessage(text, limits{MaxMessageBytes: sess.MaxMessageBytes, MaxRecipients: sess.MaxRecipients, Key: true}, &in.m, in.take)
 	var p *problem
@@ -164,15 +173,18 @@ func (s *Server) takeLine(b *batch, text io.Reader) (*intake, *problem) {
 		p = s.speak(in)
 	}
 	if p != nil {
-		p.keep()
-		return nil, p
+		one := line{number: number, refused: appendBatchProblem(nil, number, p)}
+		one.charge.take(&in.m.charge)
+		return one
 	}
 	taken = true
-	return in, nil
+	return line{number: number, in: in}
 }
 
 // settle waits for a message whose answer nobody wants any more.
-func (s *Server) settle(in *intake) {
+func (s *Server) settle(one *line) {
+	one.charge.release()
+	in := one.in
 	if in == nil {
 		return
 	}
@@ -190,7 +202,10 @@ func (b *batch) Read(p []byte) (int, error) {
 		go b.read()
 	}
 	for b.used == len(b.out) {
-		b.out, b.used = b.out[:0], 0
+		if b.out, b.used = b.out[:0], 0; cap(b.out) > maxKeptOut {
+			b.out = nil
+		}
+		b.charge.release()
 		one, ok := <-b.pending
 		switch {
 		case !ok && b.failed:
@@ -210,7 +225,8 @@ func (b *batch) Read(p []byte) (int, error) {
 			}
 		}
 	}
-	b.c.SetWriteDeadline(time.Now().Add(b.srv.o.HeaderTimeout)) // for these answers; the ones before have gone
+	// For these answers; the ones before have gone. As long as a message may take: a client may send for a while before it reads.
+	b.c.SetWriteDeadline(time.Now().Add(b.c.at.Session.DataTimeout))
 	n := copy(p, b.out[b.used:])
 	b.used += n
 	return n, nil
@@ -219,19 +235,23 @@ func (b *batch) Read(p []byte) (int, error) {
 // answer waits for a line's commit and appends its answer.
 func (b *batch) answer(one line) {
 	s := b.srv
-	p := one.p
-	if p == nil && !one.in.replay {
-		p = s.finish(one.in)
-	}
-	if p != nil {
-		b.out = appendBatchProblem(b.out, one.number, p)
+	if in := one.in; in == nil {
+		b.out = append(b.out, one.refused...)
+		b.charge.take(&one.charge)
 	} else {
-		b.out = appendBatchAccepted(b.out, one.number, one.in.id, s.o.Durability, one.in.replay, one.in.results)
+		var p *problem
+		if !in.replay {
+			p = s.finish(in)
+		}
+		if p != nil {
+			b.out = appendBatchProblem(b.out, one.number, p)
+		} else {
+			b.out = appendBatchAccepted(b.out, one.number, in.id, s.o.Durability, in.replay, in.results)
+		}
+		b.charge.take(&in.m.charge)
+		s.release(in)
 	}
 	b.out = append(b.out, '\n')
-	if one.in != nil {
-		s.release(one.in)
-	}
 	select {
 	case b.places <- struct{}{}:
 	default:
@@ -254,12 +274,13 @@ func (b *batch) Close() error {
 	select {
 	case <-b.ended:
 	default:
-		b.c.SetReadDeadline(time.Unix(1, 0)) // whatever the reader waits for
+		b.c.cutOff() // whatever the reader waits for
 	}
 	b.mu.Unlock()
 	<-b.ended
 	for one := range b.pending {
-		b.srv.settle(one.in)
+		b.srv.settle(&one)
 	}
+	b.charge.release()
 	return nil
 }

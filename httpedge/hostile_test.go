@@ -309,7 +309,7 @@ func smallBuffer(_ context.Context, _, _ string, c syscall.RawConn) (err error) 
 
 // A client that sends lines and reads none of the answers is cut off, and nothing is held for it; what it has sent stays.
 func TestABatchWhoseClientReadsNothingEnds(t *testing.T) {
-	e := serve(t, func(o *Options, _ *Listener, _ *session.Options) { o.HeaderTimeout = 300 * time.Millisecond })
+	e := serve(t, func(_ *Options, _ *Listener, so *session.Options) { so.DataTimeout = 300 * time.Millisecond })
 	d := net.Dialer{ControlContext: smallBuffer}
 	c, err := d.DialContext(t.Context(), "tcp", e.addr)
 	if err != nil {

@@ -24,14 +24,15 @@ type lane struct {
 	sess session.Session
 	ids  *envelope.IDSource
 
-	at      *Listener
-	out     []byte          // what the session has said
-	line    []byte          // the command being said
-	code    int             // of the session's last reply; 0: it has said nothing
-	last    []byte          // that reply, a part of out
-	refusal smtpcodec.Reply // the last refusal
-	reason  session.Reason  // and why
-	logged  uint64          // reasons of refusals already logged for this message
+	at       *Listener
+	admitted bool            // Server.refuse was asked before the message was read
+	out      []byte          // what the session has said
+	line     []byte          // the command being said
+	code     int             // of the session's last reply; 0: it has said nothing
+	last     []byte          // that reply, a part of out
+	refusal  smtpcodec.Reply // the last refusal
+	reason   session.Reason  // and why
+	logged   uint64          // reasons of refusals already logged for this message
 
 	sub  queue.Submission
 	back chan struct{} // capacity 1: the submission has its answer
@@ -65,7 +66,9 @@ func (l *lane) begin(at *Listener, p *poster, helo []byte, now time.Time) bool {
 	if p.tls != nil {
 		l.tls = p.tls.Version
 	}
-	l.res.Refuse, l.res.RefuseReason = l.srv.refuse()
+	if l.res.Refuse, l.res.RefuseReason = nil, session.ReasonNone; !l.admitted {
+		l.res.Refuse, l.res.RefuseReason = l.srv.refuse()
+	}
 	id := l.ids.Next(now)
 	out, step := l.sess.Open(at.Session, &l.res, session.Peer{Addr: p.client, MayRelay: p.mayRelay, ID: id, TLS: p.tls, Proxy: p.proxy}, now, l.out[:0])
 	if !l.heard(out, step, now) {
@@ -180,10 +183,15 @@ func (l *lane) mayBeSaid(path []byte, otherwise *smtpcodec.Reply) bool {
 		}
 	}
 	if !ok {
-		l.code = int(otherwise.Code)
-		l.Refused(&l.sess, session.StageMail, otherwise, session.ReasonSyntax, path)
+		l.refuse(session.StageMail, otherwise, session.ReasonSyntax, path)
 	}
 	return ok
+}
+
+// refuse is for what the session is not asked about.
+func (l *lane) refuse(stage session.Stage, r *smtpcodec.Reply, why session.Reason, arg []byte) {
+	l.code = int(r.Code)
+	l.Refused(&l.sess, stage, r, why, arg)
 }
 
 func isASCII(p []byte) bool {

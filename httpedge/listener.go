@@ -138,6 +138,8 @@ type conn struct {
 	arrived bool
 	ended   bool        // the client has sent everything, or can't be heard any more
 	body    whole       // of the request that is being answered
+	pace    pace        // of that body
+	cut     atomic.Bool // nothing more is to be read
 	lingers atomic.Bool // the client may still be sending when we are done
 
 	// While it drains, fasthttp closes a connection that has sent nothing for some time from another goroutine, also in the middle of arrive.
@@ -157,6 +159,9 @@ func (c *conn) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		c.Conn.SetReadDeadline(time.Now().Add(c.srv.o.HeaderTimeout))
+	}
+	if c.pace.on {
+		return c.readPaced(p)
 	}
 	n, err := c.Conn.Read(p)
 	if err != nil {

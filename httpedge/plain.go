@@ -61,6 +61,7 @@ func (s *Server) refusedAtOnce(ctx *fasthttp.RequestCtx, c *conn) bool {
 
 var (
 	replyNoRecipients = refusal(554, 5, 1, "No valid recipients")
+	replyTooManyRcpts = refusal(550, 5, 3, "Too many recipients for one request, see limits.recipients; send it to some of them at a time")
 	replyBadHeader    = refusal(501, 5, 4, "Syntax error in parameters or arguments")
 	replyTooBig       = refusal(552, 3, 4, "Message exceeded size limit")
 	replyTooSlow      = refusal(451, 4, 2, "Message came too slowly")
@@ -194,6 +195,10 @@ func (s *Server) plain(ctx *fasthttp.RequestCtx, c *conn, l *lane, p *poster) (r
 				bad = true
 				return false
 			}
+			if taken == c.at.Session.MaxRecipients {
+				l.refuse(session.StageRcpt, &replyTooManyRcpts, session.ReasonTooManyRecipients, rcpt)
+				return false
+			}
 			taken++
 			return l.rcpt(rcpt, nil, 0, now)
 		})
@@ -254,18 +259,17 @@ const bodyPiece = 32 << 10
 // then would be a message.
 type whole struct {
 	src  io.Reader
-	left int64 // bytes that are still to come; meaningless in chunks
-	c    *conn // when it comes in chunks: the last of them is read without reading further
+	left int64 // bytes that are still to come; negative in chunks, of which the last is read without reading further
+	c    *conn
 }
 
 // wholeBody gives the body of the request, once. It is the connection's until the request is over.
 func (c *conn) wholeBody(ctx *fasthttp.RequestCtx) io.Reader {
-	c.body = whole{}
+	c.body = whole{c: c}
+	c.pace = pace{on: true, rate: c.at.Session.MinDataRate, limit: c.at.Session.DataTimeout, every: c.srv.o.paceWindow,
+		asSet: c.at.bodyTime(c.srv.o.paceWindow) == c.srv.bodyTime}
 	if stream := ctx.RequestBodyStream(); stream != nil {
-		c.body.src = stream
-		if c.body.left = int64(ctx.Request.Header.ContentLength()); c.body.left < 0 {
-			c.body.c = c
-		}
+		c.body.src, c.body.left = stream, int64(ctx.Request.Header.ContentLength())
 	}
 	return &c.body
 }
@@ -275,8 +279,13 @@ func (w *whole) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := w.src.Read(p)
+	chunked := w.left < 0
 	w.left -= int64(n)
-	if err == io.EOF && (w.c == nil && w.left > 0 || w.c != nil && w.c.ended) {
+	switch {
+	case err == nil:
+	case err != io.EOF:
+		err = w.c.pace.error(err)
+	case chunked && w.c.ended, !chunked && w.left > 0:
 		err = io.ErrUnexpectedEOF
 	}
 	return n, err
@@ -301,7 +310,7 @@ func (s *Server) readBody(ctx *fasthttp.RequestCtx, l *lane) (status int, why *s
 			return 0, nil
 		case err != nil:
 			var late net.Error
-			if errors.As(err, &late) && late.Timeout() {
+			if errors.Is(err, errTooSlow) || errors.As(err, &late) && late.Timeout() {
 				s.meter.Event(EventTimeout)
 				return fasthttp.StatusRequestTimeout, &replyTooSlow
 			}

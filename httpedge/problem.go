@@ -1,8 +1,6 @@
 package httpedge
 
 import (
-	"bytes"
-	"slices"
 	"strconv"
 	"time"
 
@@ -20,7 +18,7 @@ type problem struct {
 	Pointer        []byte // JSON pointer (RFC 6901) to the member at fault; empty when it is none
 	SMTPCode       uint16
 	EnhancedStatus smtpcodec.EnhancedCode
-	Recipients     []recipientResult // those of the request that had been looked at, borrowed from it: see keep
+	Recipients     []recipientResult // those of the request that had been looked at, borrowed from it
 	RetryAfter     time.Duration     // in whole seconds, also in the Retry-After header; zero: trying again as it is does not help
 }
 
@@ -138,15 +136,6 @@ func requestProblem(err *requestError) problem {
 	p := httpProblem(err.Reason, err.Text)
 	p.Pointer = err.Pointer
 	return p
-}
-
-// keep gives p memory of its own: for a problem that outlives the request which its recipients are borrowed from.
-func (p *problem) keep() {
-	p.Pointer = bytes.Clone(p.Pointer)
-	p.Recipients = slices.Clone(p.Recipients)
-	for i := range p.Recipients {
-		p.Recipients[i].Address = bytes.Clone(p.Recipients[i].Address)
-	}
 }
 
 // AppendTo appends the problem as JSON.

@@ -98,6 +98,8 @@ type Options struct {
 	Lines      io.Writer
 	LineFormat logline.Format
 	Meter      Meter // may be nil
+
+	paceWindow time.Duration // shorter in tests
 }
 
 // Meter counts. Any goroutine.
@@ -164,9 +166,10 @@ type Server struct {
 	inflater *inflater
 	chunks   *pool.List // of all lanes
 	lines    lines
-	intakes  sync.Pool    // of *intake
-	pieces   sync.Pool    // of *[bodyPiece]byte
-	extra    atomic.Int64 // lanes that batches have beyond their first
+	intakes  sync.Pool     // of *intake
+	pieces   sync.Pool     // of *[bodyPiece]byte
+	extra    atomic.Int64  // lanes that batches have beyond their first
+	bodyTime time.Duration // the longest of all listeners
 
 	draining  atomic.Bool
 	logErr    atomic.Int64 // when the queue's trouble was last told of, in seconds since 1970
@@ -215,6 +218,7 @@ func New(o Options) (*Server, error) {
 	setDefault(&o.HandshakeTimeout, 30*time.Second)
 	setDefault(&o.ProxyTimeout, 5*time.Second)
 	setDefault(&o.Durability, "fsync")
+	setDefault(&o.paceWindow, paceWindow)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -224,6 +228,9 @@ func New(o Options) (*Server, error) {
 	s := &Server{o: o, log: o.Log, meter: o.Meter, conns: map[*conn]struct{}{}, inflater: newInflater(inflateBytes)}
 	s.chunks = pool.NewSharedList(maxIdleChunkBytes, o.Budget)
 	s.lines.out = o.Lines
+	for i := range o.Listeners {
+		s.bodyTime = max(s.bodyTime, o.Listeners[i].bodyTime(o.paceWindow))
+	}
 	if o.Remembered != nil {
 		s.keys = newKeys(o.MaxIdempotencyKeys, o.IdempotencyTime)
 		err := o.Remembered.Remembered(time.Now().Add(-o.IdempotencyTime), func(r queue.Remembered) bool {
@@ -242,7 +249,7 @@ func New(o Options) (*Server, error) {
 		},
 		ExpectHandler: s.expected,
 		HeaderReceived: func(*fasthttp.RequestHeader) fasthttp.RequestConfig {
-			return fasthttp.RequestConfig{ReadTimeout: s.bodyTimeout()}
+			return fasthttp.RequestConfig{ReadTimeout: s.bodyTime}
 		},
 		Logger:                       quiet{},
 		Concurrency:                  o.MaxConnections + 64, // ours is the limit that counts
@@ -289,12 +296,12 @@ type quiet struct{}
 
 func (quiet) Printf(string, ...any) {}
 
-// bodyTimeout is the longest time that any listener gives a message.
-func (s *Server) bodyTimeout() (longest time.Duration) {
-	for i := range s.o.Listeners {
-		longest = max(longest, s.o.Listeners[i].Session.DataTimeout)
+// bodyTime is how long a body is waited for until somebody looks, see pace.
+func (l *Listener) bodyTime(window time.Duration) time.Duration {
+	if l.Session.MinDataRate > 0 {
+		return min(l.Session.DataTimeout, window)
 	}
-	return longest
+	return l.Session.DataTimeout
 }
 
 // Addr gives the address that listener i is bound to, with the port that was picked.
@@ -367,7 +374,7 @@ func (s *Server) park(l *lane) {
 	if l.sub.Env != nil {
 		return // after a panic: the queue's answer is still to come, and is nobody else's
 	}
-	l.last = nil
+	l.last, l.admitted = nil, false
 	if cap(l.out) > maxKeptOut {
 		l.out = nil
 	}
@@ -397,7 +404,38 @@ func (s *Server) refuse() (*smtpcodec.Reply, session.Reason) {
 	case b != nil && b.Max() > 0 && b.Used() > b.Max()/4*3:
 		return &replyMemory, session.ReasonMemory // what is left is for the messages that have begun
 	}
-	return queue.Refusal(s.o.Writer.Room()), session.ReasonNone
+	r := queue.Refusal(s.o.Writer.Room())
+	switch {
+	case r == nil:
+		return nil, session.ReasonNone
+	case r.Enhanced.Subject == 3 && r.Enhanced.Detail == 1: // mail system full
+		return r, session.ReasonDisk
+	case r.Code == 421:
+		return r, session.ReasonShutdown
+	}
+	return r, session.ReasonQueue
+}
+
+// notNow refuses a message of which nothing has been read, and counts and logs that; nil when it may begin.
+func (s *Server) notNow(c *conn) *problem {
+	r, why := s.refuse()
+	if r == nil {
+		return nil
+	}
+	s.meter.Reply(session.StageMail, r.Code)
+	s.meter.Refusal(session.StageMail, why, r.Code)
+	if why != session.ReasonShutdown && s.log.Enabled(noContext, slog.LevelInfo) {
+		s.log.LogAttrs(noContext, slog.LevelInfo, "refused",
+			slog.String("listener", c.at.Name),
+			slog.String("client", c.client.String()),
+			slog.String("stage", session.StageMail.String()),
+			slog.String("reason", why.String()),
+			slog.Int("code", int(r.Code)),
+			slog.String("reply", r.Text),
+		)
+	}
+	p := problemFor(*r, why.String())
+	return &p
 }
 
 // submitted counts and logs a message that has the queue's answer.
@@ -439,7 +477,9 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 			// somebody in front of us may see its end elsewhere: nothing behind a chunked body is read.
 			ctx.SetConnectionClose()
 		}
-		ctx.Conn().(*conn).lingers.Store(ctx.Response.ConnectionClose())
+		c := ctx.Conn().(*conn)
+		c.pace = pace{}
+		c.lingers.Store(ctx.Response.ConnectionClose())
 		s.meter.Request(ctx.Response.StatusCode())
 	}()
 	if !wellFormed(&ctx.Request.Header) {

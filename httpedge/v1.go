@@ -48,6 +48,7 @@ func (s *Server) intake() *intake {
 		in = &intake{sum: sha256.New()}
 	}
 	in.lane = s.lane()
+	in.m.charge.budget = s.o.Budget
 	in.began = time.Now()
 	return in
 }
@@ -106,6 +107,9 @@ func (s *Server) refusesPost(ctx *fasthttp.RequestCtx, c *conn, p *poster, batch
 	case length > most:
 		return s.problem(ctx, c, httpProblem("size", "The body has more than "+strconv.FormatInt(most, 10)+" bytes"))
 	}
+	if p := s.notNow(c); p != nil {
+		return s.problem(ctx, c, *p)
+	}
 	return false
 }
 
@@ -140,7 +144,10 @@ func (s *Server) problem(ctx *fasthttp.RequestCtx, c *conn, p problem) bool {
 	return true
 }
 
-func (s *Server) write(ctx *fasthttp.RequestCtx, p problem) {
+func (s *Server) write(ctx *fasthttp.RequestCtx, p problem) { s.writeCharged(ctx, p, &charge{}) }
+
+// writeCharged is write for a problem whose recipients somebody has a charge for.
+func (s *Server) writeCharged(ctx *fasthttp.RequestCtx, p problem, from *charge) {
 	h := &ctx.Response.Header
 	ctx.SetStatusCode(p.Status)
 	h.SetContentType("application/problem+json")
@@ -150,7 +157,7 @@ func (s *Server) write(ctx *fasthttp.RequestCtx, p problem) {
 	if p.Status == fasthttp.StatusUnsupportedMediaType && p.Reason == "encoding" {
 		h.Set("Accept-Encoding", acceptEncoding)
 	}
-	ctx.Response.SetBodyRaw(p.AppendTo(nil))
+	answerWith(ctx, p.AppendTo(nil), from)
 }
 
 // postMessage takes one message.
@@ -160,7 +167,7 @@ func (s *Server) postMessage(ctx *fasthttp.RequestCtx, c *conn) {
 	if s.refusesPost(ctx, c, &in.poster, false) {
 		return
 	}
-	in.lane.at = c.at
+	in.lane.at, in.lane.admitted = c.at, true
 	in.dry = string(ctx.QueryArgs().Peek("validate")) == "only"
 	key := ctx.Request.Header.Peek("Idempotency-Key") // now: afterwards it might be from the trailer section
 	if p, read := s.decode(ctx, in); p != nil {
@@ -183,14 +190,14 @@ func (s *Server) postMessage(ctx *fasthttp.RequestCtx, c *conn) {
 	in.committed = time.Now()
 	s.timing(ctx, in)
 	if p != nil {
-		s.write(ctx, *p)
+		s.writeCharged(ctx, *p, &in.m.charge)
 		return
 	}
 	h := &ctx.Response.Header
 	h.SetContentType("application/json")
 	if in.dry {
 		ctx.SetStatusCode(fasthttp.StatusOK)
-		ctx.Response.SetBodyRaw(appendValidated(nil, in.results))
+		answerWith(ctx, appendValidated(nil, in.results), &in.m.charge)
 		return
 	}
 	ctx.SetStatusCode(fasthttp.StatusAccepted)
@@ -199,7 +206,7 @@ func (s *Server) postMessage(ctx *fasthttp.RequestCtx, c *conn) {
 	if in.replay {
 		h.Set("Idempotency-Replayed", "true")
 	}
-	ctx.Response.SetBodyRaw(appendAccepted(nil, in.id, s.o.Durability, in.results))
+	answerWith(ctx, appendAccepted(nil, in.id, s.o.Durability, in.results), &in.m.charge)
 }
 
 // timing tells where the time went (Server-Timing), in milliseconds.
@@ -289,6 +296,9 @@ func (s *Server) bodyProblem(err error) problem {
 		return httpProblem("bad_encoding", "")
 	case errors.Is(err, errInflateBusy):
 		return httpProblem("too_busy", "Too many compressed bodies at a time")
+	case errors.Is(err, errTooSlow):
+		s.meter.Event(EventTimeout)
+		return httpProblem("data_rate", "")
 	case errors.As(err, &late) && late.Timeout():
 		s.meter.Event(EventTimeout)
 		return httpProblem("timeout", "")
@@ -310,9 +320,11 @@ func (s *Server) headers(h *fasthttp.RequestHeader, in *intake) *problem {
 		return wrong(s.o.SenderHeader, err)
 	}
 	m.MailFrom = m.arena
+	most, fits := in.lane.at.Session.MaxRecipients, true
 	for _, value := range h.PeekAll(s.o.RecipientHeader) {
 		splitRecipients(value, func(item []byte) bool {
-			if len(m.Rcpts) > in.lane.at.Session.MaxRecipients {
+			if len(m.Rcpts) == most {
+				fits = false
 				return false
 			}
 			start := len(m.arena)
@@ -322,8 +334,15 @@ func (s *Server) headers(h *fasthttp.RequestHeader, in *intake) *problem {
 			m.Rcpts = append(m.Rcpts, rcpt{Address: m.arena[start:len(m.arena):len(m.arena)]})
 			return true
 		})
-		if err != nil {
+		switch {
+		case err != nil:
 			return wrong(s.o.RecipientHeader, err)
+		case !fits:
+			p := requestProblem(tooManyRecipients(most))
+			return &p
+		case !m.charge.covers(len(m.Rcpts), len(m.arena)):
+			p := s.bodyProblem(errMemory)
+			return &p
 		}
 	}
 	m.Helo = h.Peek(s.o.EhloHeader)
