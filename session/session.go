@@ -17,6 +17,9 @@ type Peer struct {
 	ID       envelope.ID     // the session's id, as in the logs
 	TLS      *policy.TLS     // nil in clear
 	Proxy    *netip.AddrPort // a proxy's own address, nil without one
+	// Named says that the client is somebody whom whoever speaks to us has named: MayRelay and a login are the speaker's. They allow it to relay;
+	// validators see a stranger, but at AtAuth, where the login is what they are asked about.
+	Named bool
 }
 
 // Step is what the session wants next.
