@@ -25,6 +25,8 @@ type batch struct {
 	poster  poster
 	lines   lineReader
 	body    io.Closer     // what they are read from
+	header  int           // bytes of the request's header fields, and
+	length  int           // of its body
 	begun   bool          // the reader runs: since the first Read, for before that fasthttp itself looks at the body
 	pending chan line     // in order
 	places  chan struct{} // one back for each line that is answered
@@ -70,6 +72,7 @@ func (s *Server) postBatch(ctx *fasthttp.RequestCtx, c *conn) {
 	b.lines.Reset(r, batchLimits{MaxLineBytes: s.lineBytes(c.at), MaxBytes: s.o.MaxBatchBytes, MaxLines: s.o.MaxBatchMessages})
 	b.places <- struct{}{}
 	b.body = r
+	b.header, b.length = len(ctx.Request.Header.RawHeaders()), max(ctx.Request.Header.ContentLength(), 0)
 	ctx.Response.Header.SetContentType("application/x-ndjson")
 	ctx.Response.SetBodyStream(b, -1)
 }
@@ -282,5 +285,6 @@ func (b *batch) Close() error {
 		b.srv.settle(&one)
 	}
 	b.charge.release()
+	b.c.line.next(b.header, b.length)
 	return nil
 }

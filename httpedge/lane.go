@@ -55,6 +55,7 @@ type poster struct {
 	proxy     *netip.AddrPort // that the client came through
 	tls       *policy.TLS
 	mayRelay  bool
+	named     bool   // client is whom the poster speaks for
 	user      string // empty without credentials
 	mechanism string
 	key       *auth.Key // nil for other credentials
@@ -70,7 +71,7 @@ func (l *lane) begin(at *Listener, p *poster, helo []byte, now time.Time) bool {
 		l.res.Refuse, l.res.RefuseReason = l.srv.refuse()
 	}
 	id := l.ids.Next(now)
-	out, step := l.sess.Open(at.Session, &l.res, session.Peer{Addr: p.client, MayRelay: p.mayRelay, ID: id, TLS: p.tls, Proxy: p.proxy}, now, l.out[:0])
+	out, step := l.sess.Open(at.Session, &l.res, session.Peer{Addr: p.client, MayRelay: p.mayRelay, ID: id, TLS: p.tls, Proxy: p.proxy, Named: p.named}, now, l.out[:0])
 	if !l.heard(out, step, now) {
 		return false
 	}

@@ -96,6 +96,7 @@ func (c *conn) readPaced(p []byte) (int, error) {
 			}
 		}
 		n, err := c.Conn.Read(p)
+		c.line.take(p[:n])
 		c.pace.came += int64(n)
 		if n > 0 || err == nil {
 			return n, err

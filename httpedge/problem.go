@@ -82,6 +82,7 @@ var problemKinds = map[string]problemKind{
 	"media_type":           {"mediaType", "Unsupported media type", 415, 415},
 	"encoding":             {"encoding", "Unsupported content coding", 415, 415},
 	"bad_encoding":         {"badEncoding", "The body can't be decompressed", 400, 400},
+	"header_size":          {"headerTooLarge", "Request header too large", 431, 431},
 	"expectation":          {"expectation", "Expectation can't be met", 417, 417},
 	"idempotency_key":      {"idempotencyKey", "Malformed idempotency key", 400, 400},
 	"idempotency_mismatch": {"idempotencyMismatch", "Idempotency key used for another message", 422, 422},

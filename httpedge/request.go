@@ -554,19 +554,29 @@ func (d *decoder) client() error {
 	}
 }
 
-// address reads an IP address. A zone is refused: it means nothing on another machine than the client's.
+// address reads an IP address.
 func (d *decoder) address() (netip.Addr, error) {
 	text, err := d.word(len("0000:0000:0000:0000:0000:ffff:255.255.255.255"))
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	// The string does not outlive the call: a zone and the error would keep it. A copy would be the only allocation of a message.
-	if len(text) > 0 && bytes.IndexByte(text, '%') < 0 {
-		if addr, err := netip.ParseAddr(unsafe.String(&text[0], len(text))); err == nil {
-			return addr.Unmap(), nil
-		}
+	addr, ok := parseClient(text)
+	if !ok {
+		return netip.Addr{}, d.fault(wantAddress)
 	}
-	return netip.Addr{}, d.fault("expected an IPv4 or IPv6 address")
+	return addr, nil
+}
+
+const wantAddress = "expected an IPv4 or IPv6 address"
+
+// parseClient reads the address of a client that somebody names. A zone is refused: it means nothing on another machine than the client's.
+func parseClient(text []byte) (addr netip.Addr, ok bool) {
+	// The string does not outlive the call: a zone and the error would keep it. A copy would be the only allocation of a message.
+	if len(text) == 0 || bytes.IndexByte(text, '%') >= 0 {
+		return netip.Addr{}, false
+	}
+	addr, err := netip.ParseAddr(unsafe.String(&text[0], len(text)))
+	return addr.Unmap(), err == nil
 }
 
 var (

@@ -35,6 +35,7 @@ type intake struct {
 	id      envelope.ID
 	replay  bool // this is an earlier request's answer
 	dry     bool // ?validate=only
+	named   bool // there is an X-Client-Address
 
 	began, decoded, judged, committed time.Time
 }
@@ -89,6 +90,9 @@ func (s *Server) refusesPost(ctx *fasthttp.RequestCtx, c *conn, p *poster, batch
 	if t := s.identify(ctx, c, p); t != nil {
 		return s.away(ctx, c, t)
 	}
+	if p := mayAsk(ctx, c, batch); p != nil {
+		return s.problem(ctx, c, *p)
+	}
 	most := s.lineBytes(c.at)
 	switch t := h.ContentType(); {
 	case batch:
@@ -113,6 +117,28 @@ func (s *Server) refusesPost(ctx *fasthttp.RequestCtx, c *conn, p *poster, batch
 	return false
 }
 
+// mayAsk refuses options that are not known, or not for batches: ignored, they would send mail that was to be checked only, or twice.
+func mayAsk(ctx *fasthttp.RequestCtx, c *conn, batch bool) *problem {
+	wrong := ""
+	if len(ctx.URI().QueryString()) > 0 {
+		switch values := ctx.QueryArgs().PeekMulti("validate"); {
+		case len(values) == 0:
+		case batch:
+			wrong = "validate is for single messages"
+		case len(values) > 1 || string(values[0]) != "only":
+			wrong = "validate=only is all that there is of validate"
+		}
+	}
+	if batch && c.fields.has(fieldKey) {
+		wrong = "Idempotency-Key is for single messages; a line of a batch has idempotency_key"
+	}
+	if wrong == "" {
+		return nil
+	}
+	p := httpProblem("syntax", wrong)
+	return &p
+}
+
 // lineBytes is the longest JSON text of one message.
 func (s *Server) lineBytes(at *Listener) int64 {
 	if s.o.MaxBatchLineBytes > 0 {
@@ -123,9 +149,6 @@ func (s *Server) lineBytes(at *Listener) int64 {
 
 // away answers who may not post.
 func (s *Server) away(ctx *fasthttp.RequestCtx, c *conn, t *turnedAway) bool {
-	if t.challenge {
-		c.at.challenges(&ctx.Response.Header)
-	}
 	return s.problem(ctx, c, t.problem())
 }
 
@@ -151,6 +174,9 @@ func (s *Server) writeCharged(ctx *fasthttp.RequestCtx, p problem, from *charge)
 	h := &ctx.Response.Header
 	ctx.SetStatusCode(p.Status)
 	h.SetContentType("application/problem+json")
+	if p.Status == fasthttp.StatusUnauthorized {
+		ctx.Conn().(*conn).at.challenges(h)
+	}
 	if p.RetryAfter > 0 {
 		h.SetBytesV("Retry-After", strconv.AppendInt(nil, p.retrySeconds(), 10))
 	}
@@ -168,8 +194,9 @@ func (s *Server) postMessage(ctx *fasthttp.RequestCtx, c *conn) {
 		return
 	}
 	in.lane.at, in.lane.admitted = c.at, true
-	in.dry = string(ctx.QueryArgs().Peek("validate")) == "only"
-	key := ctx.Request.Header.Peek("Idempotency-Key") // now: afterwards it might be from the trailer section
+	in.named = c.fields.has(fieldClient)
+	in.dry = len(ctx.URI().QueryString()) > 0 && ctx.QueryArgs().Has("validate") // which is "only", see mayAsk
+	key := ctx.Request.Header.Peek("Idempotency-Key")                            // now: afterwards it might be from the trailer section
 	if p, read := s.decode(ctx, in); p != nil {
 		s.write(ctx, *p)
 		if !read {
@@ -177,7 +204,7 @@ func (s *Server) postMessage(ctx *fasthttp.RequestCtx, c *conn) {
 		}
 		return
 	}
-	if len(key) > 0 {
+	if c.fields.has(fieldKey) {
 		if p := s.useKey(in, key); p != nil {
 			s.write(ctx, *p)
 			return
@@ -346,9 +373,10 @@ func (s *Server) headers(h *fasthttp.RequestHeader, in *intake) *problem {
 		}
 	}
 	m.Helo = h.Peek(s.o.EhloHeader)
-	if client := h.Peek("X-Client-Address"); len(client) > 0 {
-		if m.Client, err = netip.ParseAddr(string(client)); err != nil {
-			return wrong("X-Client-Address", errors.New("not an IP address"))
+	if in.named {
+		ok := false
+		if m.Client, ok = parseClient(h.Peek("X-Client-Address")); !ok {
+			return wrong("X-Client-Address", errors.New(wantAddress))
 		}
 		m.ClientHelo = m.Helo
 	}
@@ -410,8 +438,11 @@ func (in *intake) keyed(key []byte) {
 	}
 	// A new API key of the same name is another credential.
 	credential := append(append(append([]byte(nil), in.poster.mechanism...), 0), in.poster.user...)
-	if in.poster.key != nil {
+	switch {
+	case in.poster.key != nil:
 		credential = append(append(credential, 0), in.poster.key.ID...)
+	case in.poster.user == "":
+		credential = appendPrefix(credential, in.poster.client.Addr())
 	}
 	in.key = keyOf(credential, key)
 
@@ -433,6 +464,15 @@ func (in *intake) keyed(key []byte) {
 		h.Write(c.Bytes())
 	}
 	h.Sum(in.payload[:0])
+}
+
+// appendPrefix appends what a client without credentials is known by: its address, of IPv6 the /64, within which a host has as many as it likes.
+func appendPrefix(dst []byte, a netip.Addr) []byte {
+	if a = a.Unmap(); a.Is6() {
+		p, _ := a.WithZone("").Prefix(64)
+		a = p.Addr()
+	}
+	return append(dst, a.AsSlice()...)
 }
 
 func b2i(b bool) byte {
@@ -477,7 +517,7 @@ func (s *Server) dialogue(in *intake) *problem {
 		p := awaySpeaker.problem()
 		return &p
 	}
-	if t := s.maySend(&in.poster, m.MailFrom, now); t != nil {
+	if t := s.maySend(&in.poster, m.MailFrom, in.dry, now); t != nil {
 		p := t.problem()
 		return &p
 	}
