@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -306,4 +307,48 @@ func TestTheRecipientMapDecidesAboutHTTP(t *testing.T) {
 			t.Errorf("%s by /v1: %d %s", name, resp.StatusCode, body)
 		}
 	}
+}
+
+// HTTPS has the certificates that SMTP has, and takes new ones while connections stay open.
+func TestACertificateThatIsReplacedIsUsedByHTTPS(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	first := a.issue("server", false, "mx.example.net")
+	p := serve(t, t.TempDir(), tlsConfig("", "reload_every = \"1s\"\n"+`
+[[listen]]
+name = "http"
+address = "127.0.0.1:0"
+protocol = "http"
+tls = "required"
+`, first))
+	dial := func() *tls.Conn {
+		t.Helper()
+		c, err := tls.Dial("tcp", p.addr[1], &tls.Config{InsecureSkipVerify: true, ServerName: "mx.example.net"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.SetDeadline(time.Now().Add(patience))
+		return c
+	}
+	serial := func(c *tls.Conn) int64 { return c.ConnectionState().PeerCertificates[0].SerialNumber.Int64() }
+	ask := func(c *tls.Conn) {
+		t.Helper()
+		io.WriteString(c, "POST / HTTP/1.1\r\nHost: x\r\nX-Envelope-Recipient: YkBleGFtcGxlLm5ldA==\r\nContent-Length: 1\r\n\r\nx")
+		if resp, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || resp.StatusCode != 200 {
+			t.Errorf("%v %v", resp, err)
+		}
+	}
+	open := dial()
+	defer open.Close()
+	if serial(open) != first.serial {
+		t.Fatalf("certificate %d", serial(open))
+	}
+	ask(open)
+	second := a.issue("server", false, "mx.example.net")
+	p.wait("the new certificate", func() bool {
+		c := dial()
+		defer c.Close()
+		return serial(c) == second.serial
+	})
+	ask(open)
 }
