@@ -69,6 +69,14 @@ func TestARequestLineEndsWithCRLF(t *testing.T) {
 	if statuses, got := statusesOf(e, batch+one("/", "\r\n", "1")+batch+one("/", "\n", "1")); fmt.Sprint(statuses) != "[200 200 200 400]" {
 		t.Errorf("behind a batch: %v %q", statuses, got)
 	}
+	// Behind one that ended early, of which the rest is passed over.
+	e = serve(t, func(o *Options, _ *Listener, _ *session.Options) { o.MaxBatchMessages = 1 })
+	long := fmt.Sprintf("POST /v1/messages:batch HTTP/1.1\r\nHost: x\r\n%s\r\nContent-Length: %d\r\n\r\n%s", asNDJSON, 1500*len(line), strings.Repeat(line, 1500))
+	for end, want := range map[string]string{"\r\n": "[200 200]", "\n": "[200 400]"} {
+		if statuses, got := statusesOf(e, long+one("/", end, "1")); fmt.Sprint(statuses) != want {
+			t.Errorf("behind a batch that ended early: %v %q", statuses, got)
+		}
+	}
 }
 
 func TestOtherVersionsOfHTTPAreRefused(t *testing.T) {

@@ -11,6 +11,7 @@ import "bytes"
 // last Read, for that one was still about this request. It belongs to the goroutine that reads.
 type firstLine struct {
 	given  int64  // bytes of the connection, so far
+	begin  int64  // where the request begins: before it there may be more of the one before, which fasthttp throws away
 	last   []byte // what was given last: a part of fasthttp's buffer, which stands there until the next Read
 	state  lineState
 	length int   // of the line, as far as it has come
@@ -33,9 +34,10 @@ const (
 // take looks at what a Read gives. It borrows p until the next call.
 func (l *firstLine) take(p []byte) {
 	l.last = p
+	old := max(l.begin-l.given, 0) // bytes of the request before
 	l.given += int64(len(p))
-	if l.state == lineOpen {
-		l.scan(p)
+	if l.state == lineOpen && old < int64(len(p)) {
+		l.scan(p[old:])
 	}
 }
 
@@ -71,9 +73,9 @@ func (l *firstLine) scan(p []byte) {
 
 // next says that the request is over, with so many bytes of header fields and body, and begins with the one behind it.
 func (l *firstLine) next(header, body int) {
-	begin := l.end + int64(header) + int64(body)
+	l.begin = l.end + int64(header) + int64(body)
 	l.state, l.length, l.wasCR = lineOpen, 0, false
-	if ahead := l.given - begin; ahead > 0 && ahead <= int64(len(l.last)) {
+	if ahead := l.given - l.begin; ahead > 0 && ahead <= int64(len(l.last)) {
 		l.scan(l.last[len(l.last)-int(ahead):])
 	}
 }
