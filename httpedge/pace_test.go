@@ -166,7 +166,7 @@ func TestNoRoomIsToldBeforeTheBody(t *testing.T) {
 // Bodies that take several windows and are fast enough are taken, whatever else they are.
 func TestAFastBodyMayTakeManyWindows(t *testing.T) {
 	e := serve(t, func(o *Options, _ *Listener, so *session.Options) {
-		o.paceWindow, so.MinDataRate = 50*time.Millisecond, 1000
+		o.paceWindow, so.MinDataRate = 500*time.Millisecond, 100
 	})
 	for _, path := range []string{"/", "/v1/messages", "/v1/messages:batch"} {
 		c := e.dial()
@@ -179,7 +179,7 @@ func TestAFastBodyMayTakeManyWindows(t *testing.T) {
 			n := min(len(body), 1000)
 			fmt.Fprintf(c, "%x\r\n%s\r\n", n, body[:n])
 			body = body[n:]
-			time.Sleep(15 * time.Millisecond)
+			time.Sleep(60 * time.Millisecond)
 		}
 		io.WriteString(c, "0\r\n\r\n")
 		b, err := io.ReadAll(c)
