@@ -34,6 +34,8 @@ type batch struct {
 	poster  poster
 	lines   lineReader
 	body    io.Closer     // what they are read from
+	header  int           // bytes of the request's header fields, and
+	length  int           // of its body
 	begun   bool          // the reader runs: since the first Read, for before that fasthttp itself looks at the body
 	pending chan line     // in order
 	places  chan struct{} // one back for each line that is answered
@@ -41,25 +43,25 @@ type batch struct {
 	ended   chan struct{} // closed when the reader has ended
 	extra   int           // lanes beyond the first, given back by Close; the reader's
 	failed  bool          // the reader has panicked; known when pending is closed
-	line    time.Time     // when the reader began with the present one; its own
-	limited time.Time     // the line that the deadline for reading is of; its own
 	waiting atomic.Bool   // the reader waits for the client to begin a line
 	waits   chan struct{} // capacity 1: it has begun to
 
-	out   []byte // answers not yet read, from used
-	used  int
-	delay *time.Timer
+	out    []byte // answers not yet read, from used
+	used   int
+	charge charge // for them
+	delay  *time.Timer
 
-	mu      sync.Mutex // of what follows, and of the deadline for reading while the reader runs
+	mu      sync.Mutex // of what follows
 	stopped bool
 	idle    []*intake // whose dialogues go on with the next line; no more than there are lanes
 }
 
-// line is one line that was looked at: in waits for its commit, or p refuses it.
+// line is one line that was looked at: in waits for its commit, or refused is its answer, which is written at once, for its recipients are borrowed.
 type line struct {
-	number int
-	in     *intake
-	p      *problem
+	number  int
+	in      *intake
+	refused []byte
+	charge  charge // for refused
 }
 
 // postBatch takes many messages.
@@ -83,6 +85,7 @@ func (s *Server) postBatch(ctx *fasthttp.RequestCtx, c *conn) {
 	b.lines.Reset(r, batchLimits{MaxLineBytes: s.lineBytes(c.at), MaxBytes: s.o.MaxBatchBytes, MaxLines: s.o.MaxBatchMessages})
 	b.places <- struct{}{}
 	b.body = r
+	b.header, b.length = len(ctx.Request.Header.RawHeaders()), max(ctx.Request.Header.ContentLength(), 0)
 	ctx.Response.Header.SetContentType("application/x-ndjson")
 	ctx.Response.SetBodyStream(b, -1)
 }
@@ -91,6 +94,7 @@ func (s *Server) postBatch(ctx *fasthttp.RequestCtx, c *conn) {
 func (b *batch) read() {
 	defer close(b.pending)
 	defer close(b.ended) // first: whoever has seen the last answer finds it closed
+	defer func() { b.c.pace = pace{} }()
 	defer b.body.Close()
 	defer func() {
 		if r := recover(); r != nil {
@@ -99,21 +103,23 @@ func (b *batch) read() {
 		}
 	}()
 	for b.place() {
-		b.line = time.Now()
+		b.c.pace.waiting(time.Now().Add(b.c.at.Session.DataTimeout)) // each line has the time of a message
 		text, number, err := b.lines.Next()
 		if err == io.EOF {
 			return
 		}
 		if err != nil {
 			p := b.srv.bodyProblem(err)
-			b.pending <- line{number: number, p: &p}
+			b.pending <- line{number: number, refused: appendBatchProblem(nil, number, &p)}
 			return
 		}
-		in, p := b.srv.takeLine(b, text)
+		b.c.pace.message(b.c.at.Session.MinDataRate, b.srv.o.paceWindow)
+		one := b.srv.takeLine(b, text, number)
+		b.c.pace.over()
 		select {
-		case b.pending <- line{number, in, p}: // there is room: a place was taken
+		case b.pending <- one: // there is room: a place was taken
 		case <-b.stop:
-			b.srv.settle(in)
+			b.srv.settle(&one)
 			return
 		}
 	}
@@ -128,9 +134,6 @@ type batchBody struct {
 // Read tells the one who answers when there is no next line.
 func (r *batchBody) Read(p []byte) (int, error) {
 	b := r.b
-	if !b.mayRead() {
-		return 0, io.ErrClosedPipe // which nobody is told of
-	}
 	if b.lines.open {
 		return r.src.Read(p)
 	}
@@ -142,20 +145,6 @@ func (r *batchBody) Read(p []byte) (int, error) {
 	n, err := r.src.Read(p)
 	b.waiting.Store(false)
 	return n, err
-}
-
-// mayRead gives the reader the time of a message for each line, unless Close has taken all that it had.
-func (b *batch) mayRead() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.stopped {
-		return false
-	}
-	if b.limited != b.line {
-		b.limited = b.line
-		b.c.SetReadDeadline(b.line.Add(b.c.at.Session.DataTimeout))
-	}
-	return true
 }
 
 // place waits until one more line may be under way. The first lane is always there, others while there are some.
@@ -183,7 +172,7 @@ func (b *batch) place() bool {
 }
 
 // takeLine decodes and judges one line, and hands its message over.
-func (s *Server) takeLine(b *batch, text io.Reader) (*intake, *problem) {
+func (s *Server) takeLine(b *batch, text io.Reader, number int) line {
 	in := b.intake()
 	taken := false
 	defer func() {
@@ -191,8 +180,11 @@ func (s *Server) takeLine(b *batch, text io.Reader) (*intake, *problem) {
 			s.release(in)
 		}
 	}()
+	if p := s.notNow(b.c); p != nil {
+		return line{number: number, refused: appendBatchProblem(nil, number, p)}
+	}
 	in.poster = b.poster
-	in.lane.at = b.c.at
+	in.lane.at, in.lane.admitted = b.c.at, true
 	sess := b.c.at.Session
 	err := decodeMessage(text, limits{MaxMessageBytes: sess.MaxMessageBytes, MaxRecipients: sess.MaxRecipients, Key: true}, &in.m, in.take)
 	var p *problem
@@ -207,11 +199,12 @@ func (s *Server) takeLine(b *batch, text io.Reader) (*intake, *problem) {
 		p = s.speak(in)
 	}
 	if p != nil {
-		p.keep()
-		return nil, p
+		one := line{number: number, refused: appendBatchProblem(nil, number, p)}
+		one.charge.take(&in.m.charge)
+		return one
 	}
 	taken = true
-	return in, nil
+	return line{number: number, in: in}
 }
 
 // intake gives one whose dialogue goes on, or another.
@@ -243,7 +236,9 @@ func (b *batch) release(in *intake, taken bool) {
 }
 
 // settle waits for a message whose answer nobody wants any more.
-func (s *Server) settle(in *intake) {
+func (s *Server) settle(one *line) {
+	one.charge.release()
+	in := one.in
 	if in == nil {
 		return
 	}
@@ -262,7 +257,10 @@ func (b *batch) Read(p []byte) (int, error) {
 		go b.read()
 	}
 	for b.used == len(b.out) {
-		b.out, b.used = b.out[:0], 0
+		if b.out, b.used = b.out[:0], 0; cap(b.out) > maxKeptOut {
+			b.out = nil
+		}
+		b.charge.release()
 		one, ok := <-b.pending
 		switch {
 		case !ok && b.failed:
@@ -273,7 +271,8 @@ func (b *batch) Read(p []byte) (int, error) {
 		b.answer(one)
 		b.gather(min(len(p), maxChunkBytes))
 	}
-	b.c.SetWriteDeadline(time.Now().Add(b.srv.o.HeaderTimeout)) // for these answers; the ones before have gone
+	// For these answers; the ones before have gone. As long as a message may take: a client may send for a while before it reads.
+	b.c.SetWriteDeadline(time.Now().Add(b.c.at.Session.DataTimeout))
 	n := copy(p, b.out[b.used:])
 	b.used += n
 	return n, nil
@@ -316,19 +315,23 @@ func (b *batch) gather(room int) {
 // answer waits for a line's commit and appends its answer.
 func (b *batch) answer(one line) {
 	s := b.srv
-	p := one.p
-	if p == nil && !one.in.replay {
-		p = s.finish(one.in)
-	}
-	if p != nil {
-		b.out = appendBatchProblem(b.out, one.number, p)
+	if in := one.in; in == nil {
+		b.out = append(b.out, one.refused...)
+		b.charge.take(&one.charge)
 	} else {
-		b.out = appendBatchAccepted(b.out, one.number, one.in.id, s.o.Durability, one.in.replay, one.in.results)
+		var p *problem
+		if !in.replay {
+			p = s.finish(in)
+		}
+		if p != nil {
+			b.out = appendBatchProblem(b.out, one.number, p)
+		} else {
+			b.out = appendBatchAccepted(b.out, one.number, in.id, s.o.Durability, in.replay, in.results)
+		}
+		b.charge.take(&in.m.charge)
+		b.release(in, p == nil)
 	}
 	b.out = append(b.out, '\n')
-	if one.in != nil {
-		b.release(one.in, p == nil)
-	}
 	select {
 	case b.places <- struct{}{}:
 	default:
@@ -351,17 +354,19 @@ func (b *batch) Close() error {
 	select {
 	case <-b.ended:
 	default:
-		b.c.SetReadDeadline(time.Unix(1, 0)) // whatever the reader waits for
+		b.c.cutOff() // whatever the reader waits for
 	}
 	b.mu.Unlock()
 	<-b.ended
 	for one := range b.pending {
-		b.srv.settle(one.in)
+		b.srv.settle(&one)
 	}
 	for _, in := range b.idle {
 		b.srv.release(in)
 	}
 	b.srv.batches.Add(-1)
 	b.srv.extra.Add(-int64(b.extra))
+	b.charge.release()
+	b.c.line.next(b.header, b.length)
 	return nil
 }

@@ -137,13 +137,16 @@ func (s *Server) password(encoded []byte, c *conn, p *poster) *turnedAway {
 
 func equalFold(p []byte, lower string) bool { return isMediaType(p, lower) }
 
-// maySend asks whether the poster's key allows one more message with this reverse-path.
-func (s *Server) maySend(p *poster, reversePath []byte, now time.Time) *turnedAway {
+// maySend asks whether the poster's key allows one more message with this reverse-path. A dry run is none, and uses nothing up.
+func (s *Server) maySend(p *poster, reversePath []byte, dry bool, now time.Time) *turnedAway {
 	if p.key == nil {
 		return nil
 	}
 	if !p.key.MaySend(reversePath) {
 		return &awaySender
+	}
+	if dry {
+		return nil
 	}
 	if wait := s.o.Keys.Take(p.key, 1, now); wait > 0 {
 		t := awayRate
@@ -153,8 +156,9 @@ func (s *Server) maySend(p *poster, reversePath []byte, now time.Time) *turnedAw
 	return nil
 }
 
-// challenges are the WWW-Authenticate values of a listener (RFC 9110 §11.6.1).
+// challenges are the WWW-Authenticate values of a listener (RFC 9110 §11.6.1), for a 401. Certificates have none.
 func (l *Listener) challenges(h *fasthttp.ResponseHeader) {
+	h.Del("WWW-Authenticate")
 	if l.Bearer {
 		h.Add("WWW-Authenticate", `Bearer realm="mail"`)
 	}
@@ -163,12 +167,18 @@ func (l *Listener) challenges(h *fasthttp.ResponseHeader) {
 	}
 }
 
-// speaksFor lets p speak for the client that the mail came from: rules and SPF see that one. It is for those who may send to any domain.
+// speaksFor lets p speak for the client that the mail came from: validators see that one, and nothing of what p may do or is. It is for those who
+// may send to any domain.
 func (p *poster) speaksFor(client netip.Addr) bool {
 	if !p.mayRelay && p.user == "" {
 		return false
 	}
 	via := p.client
-	p.client, p.proxy = netip.AddrPortFrom(client, 0), &via
+	p.client, p.proxy, p.named = netip.AddrPortFrom(client, 0), &via, true
+	if p.tls != nil && p.tls.Certificate != nil {
+		without := *p.tls
+		without.Certificate = nil
+		p.tls = &without
+	}
 	return true
 }

@@ -9,7 +9,9 @@
 // # Who does what
 //
 //	listener.go     connections: their number, the PROXY header, TLS
-//	server.go       fasthttp, which path leads where
+//	firstline.go    how a request line ends, which fasthttp does not tell
+//	pace.go         how fast a body must come
+//	server.go       fasthttp, and what it takes too easily
 //	credentials.go  who posts, and what for
 //	plain.go        the plain protocol: X-Envelope-Sender, X-Envelope-Recipient, X-Smtp-Reply
 //	v1.go, batch.go the API: JSON, NDJSON, problems, idempotency
@@ -18,5 +20,5 @@
 //
 // fasthttp serves each connection on a goroutine, which waits for validators and for the commit: only connections are waiting there, and
 // Options.MaxConnections bounds them. Bodies are streamed into the pooled chunks of the session, counted in the same budget as message data from
-// SMTP; a body that finds the budget spent is refused with 452. Nothing of a request is kept after its handler has returned.
+// SMTP, and so are many recipients and the answer about them (charge.go); what finds the budget spent is refused with 452. Nothing of a request is kept after its handler has returned.
 package httpedge

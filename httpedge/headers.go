@@ -9,9 +9,10 @@ import (
 	"github.com/fastedge/fastedge/smtpcodec"
 )
 
-// MaxAddressBytes is the longest address that a header or a JSON member may hold, in bytes of UTF-8. RFC 5321 §4.5.3.1.3 lets a path
-// have 256 octets; the parser of paths refuses what is over that, with a reply that says so.
-const MaxAddressBytes = 1024
+// MaxAddressBytes is the longest address that a header or a JSON member may hold, in bytes of UTF-8: a local part of 64 octets, "@" and a domain
+// of 255 (RFC 5321 §4.5.3.1.1, §4.5.3.1.2). §4.5.3.1.3 lets a path have 256 octets; the parser of paths refuses what is over that, with a
+// reply that says so.
+const MaxAddressBytes = 320
 
 // MaxSMTPReplyBytes is the longest value of X-Smtp-Reply. A longer text is cut.
 const MaxSMTPReplyBytes = 512
@@ -20,7 +21,7 @@ const MaxSMTPReplyBytes = 512
 var (
 	errBase64         = errors.New("not base64 (RFC 4648 §4)")
 	errAddressText    = errors.New("not UTF-8, or with control characters")
-	errAddressTooLong = errors.New("longer than 1024 bytes")
+	errAddressTooLong = errors.New("longer than " + strconv.Itoa(MaxAddressBytes) + " bytes")
 )
 
 // Neither takes bits behind the last byte that are not zero: every value has one encoding, with or without its padding.

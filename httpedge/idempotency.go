@@ -127,21 +127,49 @@ func (t *keyTable) shard(key [32]byte) *keyShard { return &t.shards[key[0]%keySh
 // expiry is when a message's key is forgotten.
 func (t *keyTable) expiry(id envelope.ID) int64 { return id.Time().Add(t.ttl).UnixMilli() }
 
-// load adds a key that the queue has remembered; of one that comes twice the last counts. What is over the table's bounds is left out.
-// For the start, before any begin.
+// load adds a key that the queue has remembered; of one that comes twice the last counts. What is over the table's bounds puts out the oldest, which
+// may be itself: those that clients may still ask for are the newest. For the start, before any begin, from one goroutine.
 func (t *keyTable) load(r queue.Remembered) {
-	if t.full() {
-		return
-	}
 	s := t.shard(r.Key)
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if old, known := s.known[r.Key]; known {
-		t.answers.Add(-int64(len(old.answer)))
-	} else {
-		t.keys.Add(1)
+		t.forget(s, r.Key, old)
 	}
+	for t.full() {
+		if !t.forgetOldest(t.expiry(r.ID)) {
+			return
+		}
+	}
+	t.keys.Add(1)
 	t.put(s, r.Key, keyEntry{payload: r.Payload, id: r.ID, answer: r.Answer})
+}
+
+func (t *keyTable) forget(s *keyShard, key [32]byte, e keyEntry) {
+	delete(s.known, key)
+	t.keys.Add(-1)
+	t.answers.Add(-int64(len(e.answer)))
+}
+
+// forgetOldest forgets the key that is the first to expire, unless that is after before. Shards are in the order of load, which is that of arrival or
+// nearly so.
+func (t *keyTable) forgetOldest(before int64) bool {
+	for {
+		var oldest *keyShard
+		for i := range t.shards {
+			if s := &t.shards[i]; s.head < len(s.expiring) && (oldest == nil || s.expiring[s.head].at < oldest.expiring[oldest.head].at) {
+				oldest = s
+			}
+		}
+		if oldest == nil || oldest.expiring[oldest.head].at > before {
+			return false
+		}
+		one := oldest.expiring[oldest.head]
+		oldest.head++
+		// It may have come again.
+		if e, known := oldest.known[one.key]; known && t.expiry(e.id) == one.at {
+			t.forget(oldest, one.key, e)
+			return true
+		}
+	}
 }
 
 func (t *keyTable) full() bool {

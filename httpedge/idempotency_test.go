@@ -174,12 +174,37 @@ func TestRememberedKeysAreLoaded(t *testing.T) {
 	if state, first := keys.begin(numbered(1), numbered(2), keyTime.Add(time.Hour)); state != keyReplay || string(first.Answer) != "second" {
 		t.Errorf("state %d, %q", state, first.Answer)
 	}
-	if state, _ := keys.begin(numbered(2), numbered(9), keyTime); state != keyFresh {
-		t.Errorf("a key whose time is over: state %d", state)
+	if state, _ := keys.begin(numbered(3), numbered(3), keyTime.Add(time.Minute/2)); state != keyReplay {
+		t.Errorf("a newer key than another: state %d", state)
 	}
-	keys.drop(numbered(2))
-	if state, _ := keys.begin(numbered(3), numbered(3), keyTime); state != keyFresh {
-		t.Errorf("a key that had no room: state %d", state)
+	if state, _ := keys.begin(numbered(2), numbered(2), keyTime.Add(time.Hour)); state != keyFresh {
+		t.Errorf("the oldest: state %d", state)
+	}
+}
+
+// A table that has become smaller keeps the newest keys: they come as they have arrived, or nearly so.
+func TestASmallerTableKeepsTheNewestKeys(t *testing.T) {
+	const all, room = 500, 100
+	keys := newKeys(room, time.Hour)
+	for i := range all {
+		k := i ^ 1 // pairs the wrong way round
+		keys.load(queue.Remembered{ID: idAt(keyTime.Add(time.Duration(k) * time.Second)), Idempotency: envelope.Idempotency{Key: numbered(k), Payload: numbered(k)}})
+	}
+	if n := keys.keys.Load(); n != room {
+		t.Errorf("%d keys", n)
+	}
+	for k := range all {
+		if _, known := keys.shard(numbered(k)).known[numbered(k)]; known != (k >= all-room) {
+			t.Errorf("key %d: known %v", k, known)
+		}
+	}
+	// Answers are bounded, too.
+	keys = newKeys(4, time.Hour)
+	for k := range 4 {
+		keys.load(queue.Remembered{ID: idAt(keyTime.Add(time.Duration(k) * time.Second)), Idempotency: envelope.Idempotency{Key: numbered(k), Answer: make([]byte, 4*answerBytesPerKey)}})
+	}
+	if _, known := keys.shard(numbered(3)).known[numbered(3)]; !known || keys.keys.Load() != 1 {
+		t.Errorf("known %v, %d keys", known, keys.keys.Load())
 	}
 }
 

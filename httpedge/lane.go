@@ -25,14 +25,15 @@ type lane struct {
 	sess session.Session
 	ids  *envelope.IDSource
 
-	at      *Listener
-	out     []byte          // what the session has said
-	line    []byte          // the command being said
-	code    int             // of the session's last reply; 0: it has said nothing
-	last    []byte          // that reply, a part of out
-	refusal smtpcodec.Reply // the last refusal
-	reason  session.Reason  // and why
-	logged  uint64          // reasons of refusals already logged for this message
+	at       *Listener
+	admitted bool            // Server.refuse was asked before the message was read
+	out      []byte          // what the session has said
+	line     []byte          // the command being said
+	code     int             // of the session's last reply; 0: it has said nothing
+	last     []byte          // that reply, a part of out
+	refusal  smtpcodec.Reply // the last refusal
+	reason   session.Reason  // and why
+	logged   uint64          // reasons of refusals already logged for this message
 
 	// greeted says that a dialogue is open in which a message was taken: the next one of the same client with the same name needs no greeting.
 	greeted bool
@@ -61,6 +62,7 @@ type poster struct {
 	proxy     *netip.AddrPort // that the client came through
 	tls       *policy.TLS
 	mayRelay  bool
+	named     bool   // client is whom the poster speaks for
 	user      string // empty without credentials
 	mechanism string
 	key       *auth.Key // nil for other credentials
@@ -70,8 +72,10 @@ type poster struct {
 // not.
 func (l *lane) begin(at *Listener, p *poster, helo []byte, now time.Time) bool {
 	l.logged, l.reason = 0, session.ReasonNone
-	if l.greeted && l.client == p.client && bytes.Equal(l.helo, helo) {
+	if l.res.Refuse, l.res.RefuseReason = nil, session.ReasonNone; !l.admitted {
 		l.res.Refuse, l.res.RefuseReason = l.srv.refuse()
+	}
+	if l.greeted && l.client == p.client && bytes.Equal(l.helo, helo) {
 		return true
 	}
 	if l.greeted {
@@ -81,9 +85,8 @@ func (l *lane) begin(at *Listener, p *poster, helo []byte, now time.Time) bool {
 	if p.tls != nil {
 		l.tls = p.tls.Version
 	}
-	l.res.Refuse, l.res.RefuseReason = l.srv.refuse()
 	id := l.ids.Next(now)
-	out, step := l.sess.Open(at.Session, &l.res, session.Peer{Addr: p.client, MayRelay: p.mayRelay, ID: id, TLS: p.tls, Proxy: p.proxy}, now, l.out[:0])
+	out, step := l.sess.Open(at.Session, &l.res, session.Peer{Addr: p.client, MayRelay: p.mayRelay, ID: id, TLS: p.tls, Proxy: p.proxy, Named: p.named}, now, l.out[:0])
 	if !l.heard(out, step, now) {
 		return false
 	}
@@ -196,10 +199,15 @@ func (l *lane) mayBeSaid(path []byte, otherwise *smtpcodec.Reply) bool {
 		}
 	}
 	if !ok {
-		l.code = int(otherwise.Code)
-		l.Refused(&l.sess, session.StageMail, otherwise, session.ReasonSyntax, path)
+		l.refuse(session.StageMail, otherwise, session.ReasonSyntax, path)
 	}
 	return ok
+}
+
+// refuse is for what the session is not asked about.
+func (l *lane) refuse(stage session.Stage, r *smtpcodec.Reply, why session.Reason, arg []byte) {
+	l.code = int(r.Code)
+	l.Refused(&l.sess, stage, r, why, arg)
 }
 
 func isASCII(p []byte) bool {

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/valyala/fasthttp"
+
 	"github.com/fastedge/fastedge/internal/proxyhdr"
 	"github.com/fastedge/fastedge/policy"
 )
@@ -138,6 +140,10 @@ type conn struct {
 	arrived bool
 	ended   bool        // the client has sent everything, or can't be heard any more
 	body    whole       // of the request that is being answered
+	pace    pace        // of that body
+	line    firstLine   // of that request
+	fields  fields      // that it has
+	cut     atomic.Bool // nothing more is to be read
 	lingers atomic.Bool // the client may still be sending when we are done
 
 	// While it drains, fasthttp closes a connection that has sent nothing for some time from another goroutine, also in the middle of arrive.
@@ -145,6 +151,15 @@ type conn struct {
 	gated   bool       // counted by the Gate
 	counted bool
 	closed  bool
+}
+
+// requestOver is called when a request is answered, and its body is read to the end, or the connection will be closed.
+func (c *conn) requestOver(h *fasthttp.RequestHeader) {
+	header := len(h.RawHeaders())
+	if header == 0 {
+		header = len("\r\n")
+	}
+	c.line.next(header, max(h.ContentLength(), 0))
 }
 
 var errTurnedAway = errors.New("httpedge: turned away")
@@ -158,7 +173,11 @@ func (c *conn) Read(p []byte) (int, error) {
 		}
 		c.Conn.SetReadDeadline(time.Now().Add(c.srv.o.HeaderTimeout))
 	}
+	if c.pace.on {
+		return c.readPaced(p)
+	}
 	n, err := c.Conn.Read(p)
+	c.line.take(p[:n])
 	if err != nil {
 		c.ended = true
 	}

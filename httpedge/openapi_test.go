@@ -128,7 +128,7 @@ func TestWhatTheDocumentAllowsIsWhatIsDecoded(t *testing.T) {
 		from(`[{"address":"x","notify":["delay","delay"]}]`, `"raw":""`), from(`[{"address":"x","orcpt":"x"}]`, `"raw":""`), `{"rcpt_to":[],"raw":""}`, `[]`,
 		with(`"x":1`), with(`"idempotency_key":"k"`), with(`"smtputf8":1`), with(`"client":{"address":"::1"}`), with(`"client":{"address":"localhost"}`), with(`"client":{"helo":"x"}`),
 		with(`"dsn":{"ret":"hdrs","envid":"e 1","notify":["success"]}`), with(`"dsn":{"ret":"HDRS"}`), with(`"dsn":{"envid":""}`), with(`"metadata":{"a":[]}`), with(`"metadata":7`),
-		with(`"helo":null`), `{"mail_from":"` + strings.Repeat("a", 1025) + `","rcpt_to":[],"raw":""}`,
+		with(`"helo":null`), `{"mail_from":"` + strings.Repeat("a", MaxAddressBytes+1) + `","rcpt_to":[],"raw":""}`,
 	} {
 		decoded := decode(strings.NewReader(in), limit).err
 		allowed := doc.CheckRequest("POST", "/v1/messages", http.Header{"Content-Type": {"application/json"}}, []byte(in))

@@ -61,6 +61,7 @@ func (s *Server) refusedAtOnce(ctx *fasthttp.RequestCtx, c *conn) bool {
 
 var (
 	replyNoRecipients = refusal(554, 5, 1, "No valid recipients")
+	replyTooManyRcpts = refusal(550, 5, 3, "Too many recipients for one request, see limits.recipients; send it to some of them at a time")
 	replyBadHeader    = refusal(501, 5, 4, "Syntax error in parameters or arguments")
 	replyTooBig       = refusal(552, 3, 4, "Message exceeded size limit")
 	replyTooSlow      = refusal(451, 4, 2, "Message came too slowly")
@@ -90,11 +91,10 @@ func (s *Server) refusesPlain(ctx *fasthttp.RequestCtx, c *conn, p *poster) bool
 		switch {
 		case t.challenge:
 			status = fasthttp.StatusUnauthorized
-			c.at.challenges(&ctx.Response.Header)
 		case t.reason == "forbidden":
 			status = fasthttp.StatusForbidden
 		}
-		return s.told(ctx, status, t.reply)
+		return s.toldToWait(ctx, status, t.reply, t.wait)
 	}
 	switch length, ok := bodyLength(h); {
 	case !ok:
@@ -140,11 +140,31 @@ func (s *Server) bare(ctx *fasthttp.RequestCtx, status int) bool {
 
 // told answers with a status and a reply.
 func (s *Server) told(ctx *fasthttp.RequestCtx, status int, r smtpcodec.Reply) bool {
-	var room [MaxSMTPReplyBytes]byte
-	ctx.SetStatusCode(status)
-	ctx.Response.Header.SetBytesV("X-Smtp-Reply", appendSMTPReply(room[:0], r, ""))
+	return s.toldToWait(ctx, status, r, 0)
+}
+
+// toldToWait is told for who may try again after so long; 0: it is not known how long.
+func (s *Server) toldToWait(ctx *fasthttp.RequestCtx, status int, r smtpcodec.Reply, wait time.Duration) bool {
+	s.say(ctx, status, r, wait)
 	ctx.SetConnectionClose()
 	return true
+}
+
+// say makes the answer. Every 503 and 429 has a Retry-After, and every 401 what the listener takes.
+func (s *Server) say(ctx *fasthttp.RequestCtx, status int, r smtpcodec.Reply, wait time.Duration) {
+	var room [MaxSMTPReplyBytes]byte
+	h := &ctx.Response.Header
+	ctx.SetStatusCode(status)
+	h.SetBytesV("X-Smtp-Reply", appendSMTPReply(room[:0], r, ""))
+	switch status {
+	case fasthttp.StatusServiceUnavailable, fasthttp.StatusTooManyRequests:
+		if wait == 0 {
+			wait = retryAfterTrouble
+		}
+		h.SetBytesV("Retry-After", strconv.AppendInt(room[:0], int64((wait+time.Second-1)/time.Second), 10))
+	case fasthttp.StatusUnauthorized:
+		ctx.Conn().(*conn).at.challenges(h)
+	}
 }
 
 // postPlain takes one message by the plain protocol.
@@ -171,18 +191,34 @@ func (s *Server) plain(ctx *fasthttp.RequestCtx, c *conn, l *lane, p *poster) (r
 		s.told(ctx, fasthttp.StatusBadRequest, replyBadHeader)
 		return false
 	}
-	if t := s.maySend(p, path, now); t != nil {
+	if c.fields.has(fieldClient) {
+		client, ok := parseClient(h.Peek("X-Client-Address"))
+		switch {
+		case !ok:
+			s.told(ctx, fasthttp.StatusBadRequest, replyBadHeader)
+			return false
+		case !p.speaksFor(client):
+			s.told(ctx, fasthttp.StatusForbidden, awaySpeaker.reply)
+			return false
+		}
+	}
+	if t := s.maySend(p, path, false, now); t != nil {
 		status := plainStatus(t.reply, 0)
 		if t.reason == "forbidden" {
 			status = fasthttp.StatusForbidden
-		} else {
-			ctx.Response.Header.SetBytesV("Retry-After", strconv.AppendInt(nil, int64(t.wait/time.Second)+1, 10))
 		}
-		s.told(ctx, status, t.reply)
+		s.toldToWait(ctx, status, t.reply, t.wait)
 		return false
 	}
 	length, _ := bodyLength(h)
-	if !l.begin(c.at, p, h.Peek(s.o.EhloHeader), now) || !l.mail(path, &parameters{size: max(length, 0), smtpUTF8: s.anyUTF8(h)}, now) {
+	if !l.begin(c.at, p, h.Peek(s.o.EhloHeader), now) {
+		if l.reason == session.ReasonSyntax { // X-Ehlo is no name: as malformed as an address that is none
+			s.told(ctx, fasthttp.StatusBadRequest, l.answer())
+			return false
+		}
+		return s.refused(ctx, l)
+	}
+	if !l.mail(path, &parameters{size: max(length, 0), smtpUTF8: s.anyUTF8(h)}, now) {
 		return s.refused(ctx, l)
 	}
 	taken := 0
@@ -192,6 +228,10 @@ func (s *Server) plain(ctx *fasthttp.RequestCtx, c *conn, l *lane, p *poster) (r
 			var rcpt []byte
 			if rcpt, err = decodeAddress(room[:0], item); err != nil || len(rcpt) == 0 {
 				bad = true
+				return false
+			}
+			if taken == c.at.Session.MaxRecipients {
+				l.refuse(session.StageRcpt, &replyTooManyRcpts, session.ReasonTooManyRecipients, rcpt)
 				return false
 			}
 			taken++
@@ -254,18 +294,17 @@ const bodyPiece = 32 << 10
 // then would be a message.
 type whole struct {
 	src  io.Reader
-	left int64 // bytes that are still to come; meaningless in chunks
-	c    *conn // when it comes in chunks: the last of them is read without reading further
+	left int64 // bytes that are still to come; negative in chunks, of which the last is read without reading further
+	c    *conn
 }
 
 // wholeBody gives the body of the request, once. It is the connection's until the request is over.
 func (c *conn) wholeBody(ctx *fasthttp.RequestCtx) io.Reader {
-	c.body = whole{}
+	c.body = whole{c: c}
+	c.pace = pace{on: true, rate: c.at.Session.MinDataRate, limit: c.at.Session.DataTimeout, every: c.srv.o.paceWindow,
+		asSet: c.at.bodyTime(c.srv.o.paceWindow) == c.srv.bodyTime}
 	if stream := ctx.RequestBodyStream(); stream != nil {
-		c.body.src = stream
-		if c.body.left = int64(ctx.Request.Header.ContentLength()); c.body.left < 0 {
-			c.body.c = c
-		}
+		c.body.src, c.body.left = stream, int64(ctx.Request.Header.ContentLength())
 	}
 	return &c.body
 }
@@ -275,8 +314,13 @@ func (w *whole) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := w.src.Read(p)
+	chunked := w.left < 0
 	w.left -= int64(n)
-	if err == io.EOF && (w.c == nil && w.left > 0 || w.c != nil && w.c.ended) {
+	switch {
+	case err == nil:
+	case err != io.EOF:
+		err = w.c.pace.error(err)
+	case chunked && w.c.ended, !chunked && w.left > 0:
 		err = io.ErrUnexpectedEOF
 	}
 	return n, err
@@ -301,7 +345,7 @@ func (s *Server) readBody(ctx *fasthttp.RequestCtx, l *lane) (status int, why *s
 			return 0, nil
 		case err != nil:
 			var late net.Error
-			if errors.As(err, &late) && late.Timeout() {
+			if errors.Is(err, errTooSlow) || errors.As(err, &late) && late.Timeout() {
 				s.meter.Event(EventTimeout)
 				return fasthttp.StatusRequestTimeout, &replyTooSlow
 			}
@@ -317,12 +361,7 @@ func (s *Server) refused(ctx *fasthttp.RequestCtx, l *lane) bool {
 	if l.reason == session.ReasonSize {
 		status = fasthttp.StatusRequestEntityTooLarge
 	}
-	if status == fasthttp.StatusServiceUnavailable {
-		ctx.Response.Header.Set("Retry-After", "30")
-	}
-	var room [MaxSMTPReplyBytes]byte
-	ctx.SetStatusCode(status)
-	ctx.Response.Header.SetBytesV("X-Smtp-Reply", appendSMTPReply(room[:0], r, ""))
+	s.say(ctx, status, r, 0)
 	return false
 }
 

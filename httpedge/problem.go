@@ -1,8 +1,6 @@
 package httpedge
 
 import (
-	"bytes"
-	"slices"
 	"strconv"
 	"time"
 
@@ -20,7 +18,7 @@ type problem struct {
 	Pointer        []byte // JSON pointer (RFC 6901) to the member at fault; empty when it is none
 	SMTPCode       uint16
 	EnhancedStatus smtpcodec.EnhancedCode
-	Recipients     []recipientResult // those of the request that had been looked at, borrowed from it: see keep
+	Recipients     []recipientResult // those of the request that had been looked at, borrowed from it
 	RetryAfter     time.Duration     // in whole seconds, also in the Retry-After header; zero: trying again as it is does not help
 }
 
@@ -84,6 +82,7 @@ var problemKinds = map[string]problemKind{
 	"media_type":           {"mediaType", "Unsupported media type", 415, 415},
 	"encoding":             {"encoding", "Unsupported content coding", 415, 415},
 	"bad_encoding":         {"badEncoding", "The body can't be decompressed", 400, 400},
+	"header_size":          {"headerTooLarge", "Request header too large", 431, 431},
 	"expectation":          {"expectation", "Expectation can't be met", 417, 417},
 	"idempotency_key":      {"idempotencyKey", "Malformed idempotency key", 400, 400},
 	"idempotency_mismatch": {"idempotencyMismatch", "Idempotency key used for another message", 422, 422},
@@ -138,15 +137,6 @@ func requestProblem(err *requestError) problem {
 	p := httpProblem(err.Reason, err.Text)
 	p.Pointer = err.Pointer
 	return p
-}
-
-// keep gives p memory of its own: for a problem that outlives the request which its recipients are borrowed from.
-func (p *problem) keep() {
-	p.Pointer = bytes.Clone(p.Pointer)
-	p.Recipients = slices.Clone(p.Recipients)
-	for i := range p.Recipients {
-		p.Recipients[i].Address = bytes.Clone(p.Recipients[i].Address)
-	}
 }
 
 // AppendTo appends the problem as JSON.

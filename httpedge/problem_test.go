@@ -79,21 +79,6 @@ func TestProblemsAreWrittenAsJSON(t *testing.T) {
 	}
 }
 
-func TestAProblemThatIsKeptOutlivesItsRequest(t *testing.T) {
-	address, pointer := []byte("b@example.net"), []byte("/rcpt_to/0")
-	results := []recipientResult{{Address: address, Reply: reply(550, 1, 1, "No such user")}}
-	p := problemFor(results[0].Reply, "recipient")
-	p.Recipients, p.Pointer = results, pointer
-	want := string(p.AppendTo(nil))
-	p.keep()
-	clear(address)
-	clear(pointer)
-	clear(results)
-	if got := string(p.AppendTo(nil)); got != want {
-		t.Errorf("%s\nand not\n%s", got, want)
-	}
-}
-
 // FuzzProblem: whatever is in it, a problem is valid JSON from which its values can be read.
 func FuzzProblem(f *testing.F) {
 	f.Add("detail", []byte("/pointer"), []byte("a@example.com"), "relay", uint16(550))

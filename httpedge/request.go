@@ -17,14 +17,14 @@ import (
 
 // Bounds of members of a JSON body, in bytes of their value unless it says otherwise; MaxAddressBytes is that of an address.
 const (
-	MaxHeloBytes     = 255      // helo and client.helo: RFC 5321 §4.5.3.1.2
-	MaxMetadataBytes = 4 << 10  // without blanks
-	MaxMetadataDepth = 16       // arrays and objects in each other, the outermost counted
-	maxORcptBytes    = 500      // RFC 3461 §4.2, encoded
-	maxEnvIDBytes    = 100      // RFC 3461 §4.4, encoded
-	maxMemberBytes   = 32       // of a member's name; no name that we know is longer
-	maxKeptArena     = 64 << 10 // of a message that is used again
-	maxKeptRcpts     = 1000     // the same
+	MaxHeloBytes     = 255     // helo and client.helo: RFC 5321 §4.5.3.1.2
+	MaxMetadataBytes = 4 << 10 // without blanks
+	MaxMetadataDepth = 16      // arrays and objects in each other, the outermost counted
+	maxORcptBytes    = 500     // RFC 3461 §4.2, encoded
+	maxEnvIDBytes    = 100     // RFC 3461 §4.4, encoded
+	maxMemberBytes   = 32      // of a member's name; no name that we know is longer
+	maxKeptArena     = 8 << 10 // of a message that is used again: no more than what is free of charge, see charge.go
+	maxKeptRcpts     = 64      // the same
 )
 
 // message is what a JSON body of POST /v1/messages, or a line of a batch, says. Its slices live in its arena until the next
@@ -45,6 +45,7 @@ type message struct {
 
 	notify envelope.Notify // for recipients without one of their own
 	arena  []byte
+	charge charge // for the recipients
 }
 
 // rcpt is one recipient of a message.
@@ -56,6 +57,7 @@ type rcpt struct {
 
 // reset empties m, and lets go of memory that only an unusual message has needed.
 func (m *message) reset() {
+	m.charge.release()
 	rcpts, arena := m.Rcpts[:0], m.arena[:0]
 	if cap(rcpts) > maxKeptRcpts {
 		rcpts = nil
@@ -63,7 +65,7 @@ func (m *message) reset() {
 	if cap(arena) > maxKeptArena {
 		arena = nil
 	}
-	*m = message{Rcpts: rcpts, arena: arena}
+	*m = message{Rcpts: rcpts, arena: arena, charge: m.charge}
 }
 
 // limits bound what decodeMessage takes. The size of the whole JSON text is for the reader to bound.
@@ -92,7 +94,8 @@ func (e *requestError) Error() string {
 // A body of any size needs one buffer of decoderBytes.
 //
 // It is strict (RFC 8259, and the I-JSON of RFC 7493 §2): a member that it does not know, or that comes twice, is an error, and so are
-// bytes that are not UTF-8 and half surrogate pairs. The error is a *requestError, or what r or sink has returned.
+// bytes that are not UTF-8 and half surrogate pairs. The error is a *requestError, what r or sink has returned, or errMemory when m's budget
+// has no room for the recipients.
 func decodeMessage(r io.Reader, limit limits, m *message, sink func(p []byte) error) error {
 	d := decoders.Get().(*decoder)
 	m.reset()
@@ -403,13 +406,16 @@ func (d *decoder) messageMember(i int) (err error) {
 }
 
 func (d *decoder) recipients() error {
+	start := len(d.m.arena)
 	for i := 0; ; i++ {
 		more, err := d.element(i)
 		if err != nil || !more {
 			return err
 		}
 		if i == d.limit.MaxRecipients {
-			return d.refuse("too_many_recipients", "more than "+strconv.Itoa(i)+" recipients")
+			err := tooManyRecipients(i)
+			err.Pointer = bytes.Clone(d.path)
+			return err
 		}
 		var r rcpt
 		c, err := d.peek()
@@ -424,7 +430,14 @@ func (d *decoder) recipients() error {
 			return err
 		}
 		d.m.Rcpts = append(d.m.Rcpts, r)
+		if !d.m.charge.covers(len(d.m.Rcpts), len(d.m.arena)-start) {
+			return errMemory
+		}
 	}
+}
+
+func tooManyRecipients(most int) *requestError {
+	return &requestError{Reason: "too_many_recipients", Text: "more than " + strconv.Itoa(most) + " recipients"}
 }
 
 var recipientMembers = []string{"address", "notify", "orcpt"}
@@ -541,19 +554,29 @@ func (d *decoder) client() error {
 	}
 }
 
-// address reads an IP address. A zone is refused: it means nothing on another machine than the client's.
+// address reads an IP address.
 func (d *decoder) address() (netip.Addr, error) {
 	text, err := d.word(len("0000:0000:0000:0000:0000:ffff:255.255.255.255"))
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	// The string does not outlive the call: a zone and the error would keep it. A copy would be the only allocation of a message.
-	if len(text) > 0 && bytes.IndexByte(text, '%') < 0 {
-		if addr, err := netip.ParseAddr(unsafe.String(&text[0], len(text))); err == nil {
-			return addr.Unmap(), nil
-		}
+	addr, ok := parseClient(text)
+	if !ok {
+		return netip.Addr{}, d.fault(wantAddress)
 	}
-	return netip.Addr{}, d.fault("expected an IPv4 or IPv6 address")
+	return addr, nil
+}
+
+const wantAddress = "expected an IPv4 or IPv6 address"
+
+// parseClient reads the address of a client that somebody names. A zone is refused: it means nothing on another machine than the client's.
+func parseClient(text []byte) (addr netip.Addr, ok bool) {
+	// The string does not outlive the call: a zone and the error would keep it. A copy would be the only allocation of a message.
+	if len(text) == 0 || bytes.IndexByte(text, '%') >= 0 {
+		return netip.Addr{}, false
+	}
+	addr, err := netip.ParseAddr(unsafe.String(&text[0], len(text)))
+	return addr.Unmap(), err == nil
 }
 
 var (

@@ -131,7 +131,7 @@ func TestFaultsOfAMessageAreToldWithTheirPlace(t *testing.T) {
 		{`{"a/b~c":"a"}`, "syntax", "/a~1b~0c", "unknown member"},
 		{`{"` + long + `":"a"}`, "syntax", "", "longer than 32 bytes"},
 		{`{"` + long[:33] + `\x":"a"}`, "syntax", "", "longer than 32 bytes"},
-		{`{"mail_from":"` + long + `"}`, "syntax", "/mail_from", "longer than 1024 bytes"},
+		{`{"mail_from":"` + long + `"}`, "syntax", "/mail_from", "longer than 320 bytes"},
 		{`{"mail_from":"a\r\nRCPT TO:<x@example.com>"}`, "syntax", "/mail_from", "control character in the string"},
 		{`{"mail_from":"\u0085"}`, "syntax", "/mail_from", "control character in the string"},
 		{"{\"mail_from\":\"a\nb\"}", "syntax", "/mail_from", "control character in the string that is not escaped"},

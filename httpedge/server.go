@@ -5,12 +5,15 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"regexp"
 	"runtime/debug"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -98,6 +101,8 @@ type Options struct {
 	Lines      io.Writer
 	LineFormat logline.Format
 	Meter      Meter // may be nil
+
+	paceWindow time.Duration // shorter in tests
 }
 
 // Meter counts. Any goroutine.
@@ -155,19 +160,22 @@ func (noMeter) Request(int)                                   {}
 
 // Server takes messages by HTTP.
 type Server struct {
-	o        Options
-	log      *slog.Logger
-	meter    Meter
-	http     fasthttp.Server
-	doors    []*door
-	keys     *keyTable // nil: idempotency keys are refused
-	inflater *inflater
-	chunks   *pool.List // of all lanes
-	lines    lines
-	intakes  sync.Pool    // of *intake
-	pieces   sync.Pool    // of *[bodyPiece]byte
-	batches  atomic.Int64 // that are being read or answered
-	extra    atomic.Int64 // lanes that batches have beyond their first
+	o             Options
+	log           *slog.Logger
+	meter         Meter
+	http          fasthttp.Server
+	doors         []*door
+	keys          *keyTable // nil: idempotency keys are refused
+	inflater      *inflater
+	chunks        *pool.List // of all lanes
+	lines         lines
+	intakes       sync.Pool     // of *intake
+	pieces        sync.Pool     // of *[bodyPiece]byte
+	batches       atomic.Int64  // that are being read or answered
+	extra         atomic.Int64  // lanes that batches have beyond their first
+	bodyTime      time.Duration // the longest of all listeners
+	single        []string      // header fields that may stand once
+	singleLengths uint64        // bit n: one of these, or one about the body's length, has n bytes
 
 	draining  atomic.Bool
 	logErr    atomic.Int64 // when the queue's trouble was last told of, in seconds since 1970
@@ -216,6 +224,7 @@ func New(o Options) (*Server, error) {
 	setDefault(&o.HandshakeTimeout, 30*time.Second)
 	setDefault(&o.ProxyTimeout, 5*time.Second)
 	setDefault(&o.Durability, "fsync")
+	setDefault(&o.paceWindow, paceWindow)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -225,6 +234,16 @@ func New(o Options) (*Server, error) {
 	s := &Server{o: o, log: o.Log, meter: o.Meter, conns: map[*conn]struct{}{}, inflater: newInflater(inflateBytes)}
 	s.chunks = pool.NewSharedList(maxIdleChunkBytes, o.Budget)
 	s.lines.out = o.Lines
+	s.single = o.singleFields()
+	for _, name := range append(s.single[:len(s.single):len(s.single)], "content-length", "transfer-encoding") {
+		if len(name) >= 64 {
+			return nil, fmt.Errorf("httpedge: header field %q is too long a name", name)
+		}
+		s.singleLengths |= 1 << len(name)
+	}
+	for i := range o.Listeners {
+		s.bodyTime = max(s.bodyTime, o.Listeners[i].bodyTime(o.paceWindow))
+	}
 	if o.Remembered != nil {
 		s.keys = newKeys(o.MaxIdempotencyKeys, o.IdempotencyTime)
 		err := o.Remembered.Remembered(time.Now().Add(-o.IdempotencyTime), func(r queue.Remembered) bool {
@@ -243,7 +262,7 @@ func New(o Options) (*Server, error) {
 		},
 		ExpectHandler: s.expected,
 		HeaderReceived: func(*fasthttp.RequestHeader) fasthttp.RequestConfig {
-			return fasthttp.RequestConfig{ReadTimeout: s.bodyTimeout()}
+			return fasthttp.RequestConfig{ReadTimeout: s.bodyTime}
 		},
 		Logger:                       quiet{},
 		Concurrency:                  o.MaxConnections + 64, // ours is the limit that counts
@@ -290,12 +309,12 @@ type quiet struct{}
 
 func (quiet) Printf(string, ...any) {}
 
-// bodyTimeout is the longest time that any listener gives a message.
-func (s *Server) bodyTimeout() (longest time.Duration) {
-	for i := range s.o.Listeners {
-		longest = max(longest, s.o.Listeners[i].Session.DataTimeout)
+// bodyTime is how long a body is waited for until somebody looks, see pace.
+func (l *Listener) bodyTime(window time.Duration) time.Duration {
+	if l.Session.MinDataRate > 0 {
+		return min(l.Session.DataTimeout, window)
 	}
-	return longest
+	return l.Session.DataTimeout
 }
 
 // Addr gives the address that listener i is bound to, with the port that was picked.
@@ -368,7 +387,7 @@ func (s *Server) park(l *lane) {
 	if l.sub.Env != nil {
 		return // after a panic: the queue's answer is still to come, and is nobody else's
 	}
-	l.last = nil
+	l.last, l.admitted = nil, false
 	if cap(l.out) > maxKeptOut {
 		l.out = nil
 	}
@@ -398,7 +417,38 @@ func (s *Server) refuse() (*smtpcodec.Reply, session.Reason) {
 	case b != nil && b.Max() > 0 && b.Used() > b.Max()/4*3:
 		return &replyMemory, session.ReasonMemory // what is left is for the messages that have begun
 	}
-	return queue.Refusal(s.o.Writer.Room()), session.ReasonNone
+	r := queue.Refusal(s.o.Writer.Room())
+	switch {
+	case r == nil:
+		return nil, session.ReasonNone
+	case r.Enhanced.Subject == 3 && r.Enhanced.Detail == 1: // mail system full
+		return r, session.ReasonDisk
+	case r.Code == 421:
+		return r, session.ReasonShutdown
+	}
+	return r, session.ReasonQueue
+}
+
+// notNow refuses a message of which nothing has been read, and counts and logs that; nil when it may begin.
+func (s *Server) notNow(c *conn) *problem {
+	r, why := s.refuse()
+	if r == nil {
+		return nil
+	}
+	s.meter.Reply(session.StageMail, r.Code)
+	s.meter.Refusal(session.StageMail, why, r.Code)
+	if why != session.ReasonShutdown && s.log.Enabled(noContext, slog.LevelInfo) {
+		s.log.LogAttrs(noContext, slog.LevelInfo, "refused",
+			slog.String("listener", c.at.Name),
+			slog.String("client", c.client.String()),
+			slog.String("stage", session.StageMail.String()),
+			slog.String("reason", why.String()),
+			slog.Int("code", int(r.Code)),
+			slog.String("reply", r.Text),
+		)
+	}
+	p := problemFor(*r, why.String())
+	return &p
 }
 
 // submitted counts and logs a message that has the queue's answer.
@@ -440,14 +490,38 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 			// somebody in front of us may see its end elsewhere: nothing behind a chunked body is read.
 			ctx.SetConnectionClose()
 		}
-		ctx.Conn().(*conn).lingers.Store(ctx.Response.ConnectionClose())
+		c := ctx.Conn().(*conn)
+		c.pace = pace{}
+		if _, batch := ctx.Response.BodyStream().(*batch); !batch { // which goes on being read
+			c.requestOver(&ctx.Request.Header)
+		}
+		c.lingers.Store(ctx.Response.ConnectionClose())
 		s.meter.Request(ctx.Response.StatusCode())
 	}()
-	if !wellFormed(&ctx.Request.Header) {
-		s.broken(ctx, errMalformed)
+	c := ctx.Conn().(*conn)
+	if err := s.examine(c, &ctx.Request.Header); err != nil {
+		s.broken(ctx, err)
 		return
 	}
-	s.route(ctx)(s, ctx, ctx.Conn().(*conn))
+	if c.fields.has(fieldExpect) && !expectsContinue(&ctx.Request.Header) {
+		s.unmet(ctx, c)
+		return
+	}
+	s.route(ctx)(s, ctx, c)
+}
+
+// expectsContinue says that a request expects nothing but 100 Continue. One of HTTP/1.0 expects nothing (RFC 9110 §10.1.1).
+func expectsContinue(h *fasthttp.RequestHeader) bool {
+	return !h.IsHTTP11() || equalFold(h.Peek("Expect"), "100-continue")
+}
+
+// unmet answers who expects what we can't do.
+func (s *Server) unmet(ctx *fasthttp.RequestCtx, c *conn) {
+	if isAPI(ctx.URI().PathOriginal()) {
+		s.problem(ctx, c, httpProblem("expectation", "100-continue is all that may be expected"))
+		return
+	}
+	s.bare(ctx, fasthttp.StatusExpectationFailed)
 }
 
 var errPanicked = errors.New("httpedge: panicked")
@@ -458,18 +532,53 @@ func (s *Server) panicked(why any) {
 	s.log.Error("panic in the HTTP edge", "panic", why, "stack", string(debug.Stack()))
 }
 
-var errMalformed = errors.New("httpedge: bare LF, obs-fold, a blank in a name or two lengths in a header")
+var (
+	errMalformed = errors.New("bare LF, obs-fold, a blank in a name or two lengths in a header")
+	errVersion   = errors.New("another version than HTTP/1.0 and HTTP/1.1")
+)
 
-// wellFormed says that header lines end with CRLF, all of them, that none goes on in the next, that no name has a blank in it, and that only one of
-// them says how long the body is (RFC 9112 §2.2, §5.1, §5.2, §6.3). fasthttp takes all of that; whatever stands in front of us may have seen other
-// fields, and another end of the body.
-func wellFormed(h *fasthttp.RequestHeader) bool {
+// errRepeated is about a field that says one thing, and stands twice.
+type errRepeated string
+
+func (e errRepeated) Error() string { return string(e) + " stands twice" }
+
+// fields is which of a request's header fields are there, of those that may stand once.
+type fields uint32
+
+// Their places in Server.single; others follow.
+const (
+	fieldClient = iota
+	fieldKey
+	fieldExpect
+	numFields
+)
+
+func (f fields) has(place int) bool { return f&(1<<place) != 0 }
+
+// singleFields gives the names of fields that may stand once, in lower case.
+func (o *Options) singleFields() []string {
+	names := make([]string, numFields, numFields+5)
+	names[fieldClient], names[fieldKey], names[fieldExpect] = "x-client-address", "idempotency-key", "expect"
+	return append(names, "authorization", "content-type", "content-encoding", strings.ToLower(o.SenderHeader), strings.ToLower(o.EhloHeader))
+}
+
+// examine looks at a request's line and header as they have come, which fasthttp takes too easily: whatever stands in front of us may have seen another
+// request. The line ends with CRLF, and so do all header lines; none goes on in the next, no name has a blank in it, only one of them says how long
+// the body is (RFC 9112 §2.2, §5.1, §5.2, §6.3), and what says one thing stands once: of two, somebody may take the first and somebody the last.
+func (s *Server) examine(c *conn, h *fasthttp.RequestHeader) error {
+	c.fields = 0
+	if c.line.state != lineEnded {
+		return errMalformed
+	}
+	if version := h.Protocol(); !h.IsHTTP11() && string(version) != "HTTP/1.0" {
+		return errVersion
+	}
 	raw := h.RawHeaders()
 	length, encoding := false, false
 	for i := 0; i < len(raw); {
 		end := bytes.IndexByte(raw[i:], '\n')
 		if raw[i] == ' ' || raw[i] == '\t' || end == 0 || end > 0 && raw[i+end-1] != '\r' {
-			return false
+			return errMalformed
 		}
 		line := raw[i:]
 		if end >= 0 {
@@ -478,21 +587,48 @@ func wellFormed(h *fasthttp.RequestHeader) bool {
 		name := line[:max(bytes.IndexByte(line, ':'), 0)]
 		for _, c := range name {
 			if c <= ' ' {
-				return false
+				return errMalformed
 			}
 		}
-		switch len(name) {
-		case len("content-length"):
-			length = length || equalFold(name, "content-length")
-		case len("transfer-encoding"):
-			encoding = encoding || equalFold(name, "transfer-encoding")
+		if s.singleLengths>>len(name)&1 != 0 {
+			switch {
+			case sameName(name, "content-length"):
+				length = true
+			case sameName(name, "transfer-encoding"):
+				encoding = true
+			}
+			for place, single := range s.single {
+				if !sameName(name, single) {
+					continue
+				}
+				if c.fields.has(place) {
+					return errRepeated(single)
+				}
+				c.fields |= 1 << place
+			}
 		}
 		if end < 0 {
 			break
 		}
 		i += end + 1
 	}
-	return !length || !encoding
+	if length && encoding {
+		return errMalformed
+	}
+	return nil
+}
+
+// sameName compares a field's name, which has no blanks and controls in it, with one in lower case.
+func sameName(name []byte, lower string) bool {
+	if len(name) != len(lower) {
+		return false
+	}
+	for i, c := range name {
+		if c|0x20 != lower[i]|0x20 {
+			return false
+		}
+	}
+	return true
 }
 
 // expected is asked before 100 Continue: whoever will be refused whatever the body is, is refused now. Anything but 100 is the answer.
@@ -508,8 +644,8 @@ func (s *Server) expected(ctx *fasthttp.RequestCtx) (status int) {
 			s.meter.Request(status)
 		}
 	}()
-	if !wellFormed(&ctx.Request.Header) {
-		s.broken(ctx, errMalformed)
+	if err := s.examine(ctx.Conn().(*conn), &ctx.Request.Header); err != nil {
+		s.broken(ctx, err)
 		return ctx.Response.StatusCode()
 	}
 	if s.refusedAtOnce(ctx, ctx.Conn().(*conn)) {
@@ -520,25 +656,36 @@ func (s *Server) expected(ctx *fasthttp.RequestCtx) (status int) {
 
 // broken answers what is not HTTP, or too much of it. The connection is closed behind it: where the next request begins is unknown.
 func (s *Server) broken(ctx *fasthttp.RequestCtx, err error) {
-	status := fasthttp.StatusBadRequest
+	p := httpProblem("syntax", "")
 	var small *fasthttp.ErrSmallBuffer
 	var timeout net.Error
+	var repeated errRepeated
 	switch {
 	case errors.As(err, &small):
-		status = fasthttp.StatusRequestHeaderFieldsTooLarge
+		p = httpProblem("header_size", "The header has more than "+strconv.Itoa(s.o.MaxHeaderBytes)+" bytes")
 	case errors.Is(err, fasthttp.ErrBodyTooLarge):
-		status = fasthttp.StatusRequestEntityTooLarge
+		p = httpProblem("size", "")
 	case errors.As(err, &timeout) && timeout.Timeout():
-		status = fasthttp.StatusRequestTimeout
+		p = httpProblem("timeout", "")
+	case err == errVersion:
+		p.Status = fasthttp.StatusHTTPVersionNotSupported
+	case err == errMalformed, errors.As(err, &repeated):
+		p.Detail = err.Error()
 	}
 	ctx.Response.Reset()
-	ctx.SetStatusCode(status)
-	if status == fasthttp.StatusRequestTimeout { // without it a relay of the plain protocol takes a 4xx for good
+	ctx.SetStatusCode(p.Status)
+	c, ok := ctx.Conn().(*conn)
+	switch {
+	case ok && c.line.isHEAD():
+		ctx.Response.SkipBody = true
+	case ok && p.Status < 500 && c.line.isAPI():
+		s.write(ctx, p)
+	case p.Status == fasthttp.StatusRequestTimeout: // without it a relay of the plain protocol takes a 4xx for good
 		var room [MaxSMTPReplyBytes]byte
 		ctx.Response.Header.SetBytesV("X-Smtp-Reply", appendSMTPReply(room[:0], replyTooSlow, ""))
 	}
 	ctx.SetConnectionClose()
-	if c, ok := ctx.Conn().(*conn); ok {
+	if ok {
 		c.lingers.Store(true)
 	}
 }

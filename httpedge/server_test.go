@@ -240,7 +240,7 @@ func TestPlainWireCases(t *testing.T) {
 		{"a parameter in an address", "POST /good HTTP/1.1\nX-Envelope-Recipient: " + b64("a@x> NOTIFY=NEVER") + "\n", 500, "501;", nil},
 		{"a parameter in the sender", "POST /good HTTP/1.1\nX-Envelope-Sender: " + b64("a@x> SIZE=1") + "\n" + toHeader + "\n", 500, "501;", nil},
 		{"UTF-8", "POST /good HTTP/1.1\nX-Envelope-Recipient: " + b64("jürgen@example.com") + "\n", 200, "250;", []string{"jürgen@example.com"}},
-		{"X-Ehlo with a blank", "POST /good HTTP/1.1\nX-Ehlo: a b\n" + toHeader + "\n", 500, "501;", nil},
+		{"X-Ehlo with a blank", "POST /good HTTP/1.1\nX-Ehlo: a b\n" + toHeader + "\n", 400, "501;", nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			e := serve(t, func(o *Options, _ *Listener, _ *session.Options) { o.Path = regexp.MustCompile("/good") })

@@ -35,6 +35,7 @@ type intake struct {
 	id      envelope.ID
 	replay  bool // this is an earlier request's answer
 	dry     bool // ?validate=only
+	named   bool // there is an X-Client-Address
 
 	began, decoded, judged, committed time.Time
 }
@@ -48,6 +49,7 @@ func (s *Server) intake() *intake {
 		in = &intake{sum: sha256.New()}
 	}
 	in.lane = s.lane()
+	in.m.charge.budget = s.o.Budget
 	in.began = time.Now()
 	return in
 }
@@ -93,6 +95,9 @@ func (s *Server) refusesPost(ctx *fasthttp.RequestCtx, c *conn, p *poster, batch
 	if t := s.identify(ctx, c, p); t != nil {
 		return s.away(ctx, c, t)
 	}
+	if p := mayAsk(ctx, c, batch); p != nil {
+		return s.problem(ctx, c, *p)
+	}
 	most := s.lineBytes(c.at)
 	switch t := h.ContentType(); {
 	case batch:
@@ -111,7 +116,32 @@ func (s *Server) refusesPost(ctx *fasthttp.RequestCtx, c *conn, p *poster, batch
 	case length > most:
 		return s.problem(ctx, c, httpProblem("size", "The body has more than "+strconv.FormatInt(most, 10)+" bytes"))
 	}
+	if p := s.notNow(c); p != nil {
+		return s.problem(ctx, c, *p)
+	}
 	return false
+}
+
+// mayAsk refuses options that are not known, or not for batches: ignored, they would send mail that was to be checked only, or twice.
+func mayAsk(ctx *fasthttp.RequestCtx, c *conn, batch bool) *problem {
+	wrong := ""
+	if len(ctx.URI().QueryString()) > 0 {
+		switch values := ctx.QueryArgs().PeekMulti("validate"); {
+		case len(values) == 0:
+		case batch:
+			wrong = "validate is for single messages"
+		case len(values) > 1 || string(values[0]) != "only":
+			wrong = "validate=only is all that there is of validate"
+		}
+	}
+	if batch && c.fields.has(fieldKey) {
+		wrong = "Idempotency-Key is for single messages; a line of a batch has idempotency_key"
+	}
+	if wrong == "" {
+		return nil
+	}
+	p := httpProblem("syntax", wrong)
+	return &p
 }
 
 // lineBytes is the longest JSON text of one message.
@@ -124,9 +154,6 @@ func (s *Server) lineBytes(at *Listener) int64 {
 
 // away answers who may not post.
 func (s *Server) away(ctx *fasthttp.RequestCtx, c *conn, t *turnedAway) bool {
-	if t.challenge {
-		c.at.challenges(&ctx.Response.Header)
-	}
 	return s.problem(ctx, c, t.problem())
 }
 
@@ -145,17 +172,23 @@ func (s *Server) problem(ctx *fasthttp.RequestCtx, c *conn, p problem) bool {
 	return true
 }
 
-func (s *Server) write(ctx *fasthttp.RequestCtx, p problem) {
+func (s *Server) write(ctx *fasthttp.RequestCtx, p problem) { s.writeCharged(ctx, p, &charge{}) }
+
+// writeCharged is write for a problem whose recipients somebody has a charge for.
+func (s *Server) writeCharged(ctx *fasthttp.RequestCtx, p problem, from *charge) {
 	h := &ctx.Response.Header
 	ctx.SetStatusCode(p.Status)
 	h.SetContentType("application/problem+json")
+	if p.Status == fasthttp.StatusUnauthorized {
+		ctx.Conn().(*conn).at.challenges(h)
+	}
 	if p.RetryAfter > 0 {
 		h.SetBytesV("Retry-After", strconv.AppendInt(nil, p.retrySeconds(), 10))
 	}
 	if p.Status == fasthttp.StatusUnsupportedMediaType && p.Reason == "encoding" {
 		h.Set("Accept-Encoding", acceptEncoding)
 	}
-	ctx.Response.SetBodyRaw(p.AppendTo(nil))
+	answerWith(ctx, p.AppendTo(nil), from)
 }
 
 // postMessage takes one message.
@@ -165,9 +198,10 @@ func (s *Server) postMessage(ctx *fasthttp.RequestCtx, c *conn) {
 	if s.refusesPost(ctx, c, &in.poster, false) {
 		return
 	}
-	in.lane.at = c.at
-	in.dry = string(ctx.QueryArgs().Peek("validate")) == "only"
-	key := ctx.Request.Header.Peek("Idempotency-Key") // now: afterwards it might be from the trailer section
+	in.lane.at, in.lane.admitted = c.at, true
+	in.named = c.fields.has(fieldClient)
+	in.dry = len(ctx.URI().QueryString()) > 0 && ctx.QueryArgs().Has("validate") // which is "only", see mayAsk
+	key := ctx.Request.Header.Peek("Idempotency-Key")                            // now: afterwards it might be from the trailer section
 	if p, read := s.decode(ctx, in); p != nil {
 		s.write(ctx, *p)
 		if !read {
@@ -175,7 +209,7 @@ func (s *Server) postMessage(ctx *fasthttp.RequestCtx, c *conn) {
 		}
 		return
 	}
-	if len(key) > 0 {
+	if c.fields.has(fieldKey) {
 		if p := s.useKey(in, key); p != nil {
 			s.write(ctx, *p)
 			return
@@ -188,14 +222,14 @@ func (s *Server) postMessage(ctx *fasthttp.RequestCtx, c *conn) {
 	in.committed = time.Now()
 	s.timing(ctx, in)
 	if p != nil {
-		s.write(ctx, *p)
+		s.writeCharged(ctx, *p, &in.m.charge)
 		return
 	}
 	h := &ctx.Response.Header
 	h.SetContentType("application/json")
 	if in.dry {
 		ctx.SetStatusCode(fasthttp.StatusOK)
-		ctx.Response.SetBodyRaw(appendValidated(nil, in.results))
+		answerWith(ctx, appendValidated(nil, in.results), &in.m.charge)
 		return
 	}
 	ctx.SetStatusCode(fasthttp.StatusAccepted)
@@ -204,7 +238,7 @@ func (s *Server) postMessage(ctx *fasthttp.RequestCtx, c *conn) {
 	if in.replay {
 		h.Set("Idempotency-Replayed", "true")
 	}
-	ctx.Response.SetBodyRaw(appendAccepted(nil, in.id, s.o.Durability, in.results))
+	answerWith(ctx, appendAccepted(nil, in.id, s.o.Durability, in.results), &in.m.charge)
 }
 
 // timing tells where the time went (Server-Timing), in milliseconds.
@@ -294,6 +328,9 @@ func (s *Server) bodyProblem(err error) problem {
 		return httpProblem("bad_encoding", "")
 	case errors.Is(err, errInflateBusy):
 		return httpProblem("too_busy", "Too many compressed bodies at a time")
+	case errors.Is(err, errTooSlow):
+		s.meter.Event(EventTimeout)
+		return httpProblem("data_rate", "")
 	case errors.As(err, &late) && late.Timeout():
 		s.meter.Event(EventTimeout)
 		return httpProblem("timeout", "")
@@ -315,9 +352,11 @@ func (s *Server) headers(h *fasthttp.RequestHeader, in *intake) *problem {
 		return wrong(s.o.SenderHeader, err)
 	}
 	m.MailFrom = m.arena
+	most, fits := in.lane.at.Session.MaxRecipients, true
 	for _, value := range h.PeekAll(s.o.RecipientHeader) {
 		splitRecipients(value, func(item []byte) bool {
-			if len(m.Rcpts) > in.lane.at.Session.MaxRecipients {
+			if len(m.Rcpts) == most {
+				fits = false
 				return false
 			}
 			start := len(m.arena)
@@ -327,14 +366,22 @@ func (s *Server) headers(h *fasthttp.RequestHeader, in *intake) *problem {
 			m.Rcpts = append(m.Rcpts, rcpt{Address: m.arena[start:len(m.arena):len(m.arena)]})
 			return true
 		})
-		if err != nil {
+		switch {
+		case err != nil:
 			return wrong(s.o.RecipientHeader, err)
+		case !fits:
+			p := requestProblem(tooManyRecipients(most))
+			return &p
+		case !m.charge.covers(len(m.Rcpts), len(m.arena)):
+			p := s.bodyProblem(errMemory)
+			return &p
 		}
 	}
 	m.Helo = h.Peek(s.o.EhloHeader)
-	if client := h.Peek("X-Client-Address"); len(client) > 0 {
-		if m.Client, err = netip.ParseAddr(string(client)); err != nil {
-			return wrong("X-Client-Address", errors.New("not an IP address"))
+	if in.named {
+		ok := false
+		if m.Client, ok = parseClient(h.Peek("X-Client-Address")); !ok {
+			return wrong("X-Client-Address", errors.New(wantAddress))
 		}
 		m.ClientHelo = m.Helo
 	}
@@ -396,8 +443,11 @@ func (in *intake) keyed(key []byte) {
 	}
 	// A new API key of the same name is another credential.
 	credential := append(append(append([]byte(nil), in.poster.mechanism...), 0), in.poster.user...)
-	if in.poster.key != nil {
+	switch {
+	case in.poster.key != nil:
 		credential = append(append(credential, 0), in.poster.key.ID...)
+	case in.poster.user == "":
+		credential = appendPrefix(credential, in.poster.client.Addr())
 	}
 	in.key = keyOf(credential, key)
 
@@ -419,6 +469,15 @@ func (in *intake) keyed(key []byte) {
 		h.Write(c.Bytes())
 	}
 	h.Sum(in.payload[:0])
+}
+
+// appendPrefix appends what a client without credentials is known by: its address, of IPv6 the /64, within which a host has as many as it likes.
+func appendPrefix(dst []byte, a netip.Addr) []byte {
+	if a = a.Unmap(); a.Is6() {
+		p, _ := a.WithZone("").Prefix(64)
+		a = p.Addr()
+	}
+	return append(dst, a.AsSlice()...)
 }
 
 func b2i(b bool) byte {
@@ -463,7 +522,7 @@ func (s *Server) dialogue(in *intake) *problem {
 		p := awaySpeaker.problem()
 		return &p
 	}
-	if t := s.maySend(&in.poster, m.MailFrom, now); t != nil {
+	if t := s.maySend(&in.poster, m.MailFrom, in.dry, now); t != nil {
 		p := t.problem()
 		return &p
 	}

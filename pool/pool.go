@@ -55,7 +55,9 @@ func (b *Budget) Used() int64 { return b.used.Load() }
 // Max says the limit in bytes, zero when there is none.
 func (b *Budget) Max() int64 { return b.max }
 
-func (b *Budget) reserve(n int) bool {
+// Reserve counts n bytes that are not in a chunk: what else a message makes its edge keep. false: the budget is spent, and nothing was counted.
+// GiveBack must follow. Any goroutine; a nil budget has no limit.
+func (b *Budget) Reserve(n int) bool {
 	if b == nil {
 		return true
 	}
@@ -66,7 +68,8 @@ func (b *Budget) reserve(n int) bool {
 	return true
 }
 
-func (b *Budget) giveBack(n int) {
+// GiveBack ends a Reserve, or a part of it. Any goroutine.
+func (b *Budget) GiveBack(n int) {
 	if b != nil {
 		b.used.Add(int64(-n))
 	}
@@ -121,7 +124,7 @@ func classFor(n int) uint8 {
 // nil when the budget is spent.
 func (l *List) Get(n int) *Chunk {
 	class := classFor(n)
-	if !l.budget.reserve(sizes[class]) {
+	if !l.budget.Reserve(sizes[class]) {
 		return nil
 	}
 	if l.mu != nil {
@@ -154,7 +157,7 @@ func (c *Chunk) Release() {
 		}
 	}
 	c.idle, c.n, c.next = true, 0, nil
-	l.budget.giveBack(len(c.buf))
+	l.budget.GiveBack(len(c.buf))
 	if l.idle+int64(len(c.buf)) > l.maxIdle {
 		return // the collector takes it
 	}

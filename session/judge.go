@@ -137,7 +137,7 @@ func (s *Session) event(at policy.Stage, v *placed) *policy.Event {
 			Addr:     s.peer.Addr,
 			ID:       s.peer.ID,
 			Listener: s.sv.Listener,
-			MayRelay: s.peer.MayRelay,
+			MayRelay: s.peer.MayRelay && !s.peer.Named,
 			Helo:     s.helo,
 			Protocol: s.Protocol(),
 			TLS:      s.peer.TLS,
@@ -152,7 +152,7 @@ func (s *Session) event(at policy.Stage, v *placed) *policy.Event {
 	if s.peer.Proxy != nil {
 		e.Client.ProxyAddr = *s.peer.Proxy
 	}
-	if s.login != nil {
+	if s.login != nil && (!s.peer.Named || at == policy.AtAuth) {
 		e.Client.User, e.Client.Mechanism = s.login.user, s.login.mechanism
 	}
 	if s.tx != nil && s.tx.env != nil {

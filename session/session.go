@@ -10,10 +10,12 @@ import (
 	"github.com/fastedge/fastedge/smtpcodec"
 )
 
-// Peer is what is known at connect.
+// Peer is what is known at connect. Named says that the client is somebody whom whoever speaks to us has named: MayRelay and a login are the speaker's.
+// They allow it to relay; validators see a stranger, but at AtAuth, where the login is what they are asked about.
 type Peer struct {
 	Addr     netip.AddrPort  // the client's; zero on a unix socket
 	MayRelay bool            // listed in relay_from
+	Named    bool            // somebody else speaks for it
 	ID       envelope.ID     // the session's id, as in the logs
 	TLS      *policy.TLS     // nil in clear
 	Proxy    *netip.AddrPort // a proxy's own address, nil without one

@@ -2,12 +2,14 @@ package main
 
 import (
 	"bufio"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -223,4 +225,130 @@ func TestHTTPSurvivesRunningOutOfDescriptors(t *testing.T) {
 	if err != nil || resp.StatusCode != 200 {
 		t.Errorf("%v %v", resp, err)
 	}
+}
+
+// SPF, lists and limits go by the client that a poster names, whatever the poster may do: a real fail from DNS refuses by each protocol, a pass is written
+// down, and the message goes to a domain that only the poster may send to.
+func TestSPFIsCheckedForTheClientThatAPosterNames(t *testing.T) {
+	p := serve(t, t.TempDir(), sendersConfig(freeAddress(t), dnsZone(t, senderRecords), `
+[[listen]]
+name = "http"
+address = "127.0.0.1:0"
+protocol = "http"
+`))
+	url := "http://" + p.addr[1]
+	encode := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
+	inJSON := func(from, client string) string {
+		return `{"mail_from":"` + from + `","rcpt_to":["b@elsewhere.test"],"raw":"Subject: x\r\n\r\n","client":{"address":"` + client + `","helo":"client.test"}}`
+	}
+	inFields := func(from, client string) []string {
+		return []string{"Content-Type: message/rfc822", "X-Envelope-Sender: " + encode(from), "X-Envelope-Recipient: " + encode("b@elsewhere.test"),
+			"X-Client-Address: " + client, "X-Ehlo: client.test"}
+	}
+	for _, tc := range []struct {
+		from, client string
+		refused      bool
+	}{{"a@fail.test", "192.0.2.7", true}, {"a@pass.test", "192.0.2.7", false}, {"a@fail.test", "127.0.0.1", false}} {
+		for form, ask := range map[string]func() (*http.Response, string){
+			"JSON": func() (*http.Response, string) {
+				return post(t, url+"/v1/messages", inJSON(tc.from, tc.client), "Content-Type: application/json")
+			},
+			"rfc822": func() (*http.Response, string) {
+				return post(t, url+"/v1/messages", "Subject: x\r\n\r\n", inFields(tc.from, tc.client)...)
+			},
+			"plain": func() (*http.Response, string) {
+				return post(t, url, "Subject: x\r\n\r\n", inFields(tc.from, tc.client)...)
+			},
+		} {
+			resp, body := ask()
+			reply := resp.Header.Get("X-Smtp-Reply")
+			switch {
+			case tc.refused && form == "plain":
+				if resp.StatusCode != 500 || !strings.HasPrefix(reply, `550; message="5.7.23 `) {
+					t.Errorf("%+v, plain: %d %s", tc, resp.StatusCode, reply)
+				}
+			case tc.refused:
+				if resp.StatusCode != 403 || !strings.Contains(body, `"reason":"spf","smtp_code":550,"enhanced_status":"5.7.23"`) {
+					t.Errorf("%+v, %s: %d %s", tc, form, resp.StatusCode, body)
+				}
+			case resp.StatusCode >= 300:
+				t.Errorf("%+v, %s: %d %s %s", tc, form, resp.StatusCode, body, reply)
+			default:
+				id := resp.Header.Get("X-Queue-Id")
+				if form != "plain" {
+					var answer struct{ ID string }
+					json.Unmarshal([]byte(body), &answer)
+					id = answer.ID
+				}
+				fields := strings.Join(p.fields(id), "\n")
+				if pass := strings.Contains(fields, "Received-SPF: pass ("); pass != (tc.from == "a@pass.test") || !strings.Contains(fields, "Received: from client.test ([") {
+					t.Errorf("%+v, %s: %s", tc, form, fields)
+				}
+			}
+		}
+	}
+}
+
+func TestTheRecipientMapDecidesAboutHTTP(t *testing.T) {
+	dir := t.TempDir()
+	file := dir + "/recipients"
+	if err := os.WriteFile(file, []byte("alice@example.net\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := serve(t, dir, httpConfig+"[domains]\naccept = [\"example.net\"]\nrecipients = \""+file+"\"\n")
+	url := "http://" + p.addr[1]
+	for name, refused := range map[string]bool{"alice": false, "alice+x": false, "bob": true} {
+		resp, _ := post(t, url, "x", "X-Envelope-Recipient: "+base64.StdEncoding.EncodeToString([]byte(name+"@example.net")))
+		if got := resp.Header.Get("X-Smtp-Reply"); refused != strings.HasPrefix(got, `550; message="5.1.1 `) || refused != (resp.StatusCode == 500) {
+			t.Errorf("%s: %d %s", name, resp.StatusCode, got)
+		}
+		resp, body := post(t, url+"/v1/messages", `{"mail_from":"","rcpt_to":["`+name+`@example.net"],"raw":""}`, "Content-Type: application/json")
+		if refused != (resp.StatusCode == 422) || refused != strings.Contains(body, `"enhanced_status":"5.1.1"`) {
+			t.Errorf("%s by /v1: %d %s", name, resp.StatusCode, body)
+		}
+	}
+}
+
+// HTTPS has the certificates that SMTP has, and takes new ones while connections stay open.
+func TestACertificateThatIsReplacedIsUsedByHTTPS(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	first := a.issue("server", false, "mx.example.net")
+	p := serve(t, t.TempDir(), tlsConfig("", "reload_every = \"1s\"\n"+`
+[[listen]]
+name = "http"
+address = "127.0.0.1:0"
+protocol = "http"
+tls = "required"
+`, first))
+	dial := func() *tls.Conn {
+		t.Helper()
+		c, err := tls.Dial("tcp", p.addr[1], &tls.Config{InsecureSkipVerify: true, ServerName: "mx.example.net"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.SetDeadline(time.Now().Add(patience))
+		return c
+	}
+	serial := func(c *tls.Conn) int64 { return c.ConnectionState().PeerCertificates[0].SerialNumber.Int64() }
+	ask := func(c *tls.Conn) {
+		t.Helper()
+		io.WriteString(c, "POST / HTTP/1.1\r\nHost: x\r\nX-Envelope-Recipient: YkBleGFtcGxlLm5ldA==\r\nContent-Length: 1\r\n\r\nx")
+		if resp, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || resp.StatusCode != 200 {
+			t.Errorf("%v %v", resp, err)
+		}
+	}
+	open := dial()
+	defer open.Close()
+	if serial(open) != first.serial {
+		t.Fatalf("certificate %d", serial(open))
+	}
+	ask(open)
+	second := a.issue("server", false, "mx.example.net")
+	p.wait("the new certificate", func() bool {
+		c := dial()
+		defer c.Close()
+		return serial(c) == second.serial
+	})
+	ask(open)
 }

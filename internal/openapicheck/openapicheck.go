@@ -142,7 +142,7 @@ func (d *Doc) Unused() []string {
 
 // partKeywords are those of everything that is not a schema.
 var partKeywords = strings.Fields(`$ref summary description operationId tags security parameters requestBody responses headers content schema example examples
-	required name in get post head put delete value 200 202 204 400 401 403 404 405 408 409 411 413 415 417 422 429 431 500 503 default`)
+	required name in get post head put delete value 200 202 204 400 401 403 404 405 408 409 411 413 415 417 422 429 431 500 503 505 default`)
 
 // checkPart looks at a path item, an operation, a response and the like, and all schemas and examples in them.
 func (d *Doc) checkPart(v any, at string) (faults []error) {
