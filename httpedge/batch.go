@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"github.com/fastedge/fastedge/envelope"
 )
 
 // A batch is many messages in one request, a line each, and as many lines of answers in the same order. A goroutine reads and submits, up to
@@ -15,10 +17,10 @@ import (
 const (
 	// batchWindow is how many messages of one batch may wait for their commit.
 	batchWindow = 128
-	// maxExtraLanes is how many lanes all batches together may have beyond their first, in equal shares of minExtraLanes or more while there are any: some
-	// 350 messages a commit with 100 batches. More would share the sync with few others, and would be out of the processor's cache before it is over
-	// (bench/http).
-	maxExtraLanes = 256
+	// maxExtraLanes is how many lanes all batches together may have beyond their first, until they are answered; in equal shares, of minExtraLanes or more
+	// while there are any. With 100 batches some 600 messages share a commit. 128 cost more for each message, and thousands twice as much: none of
+	// their memory is in the processor's caches any more when their commit is over (bench/http).
+	maxExtraLanes = 512
 	minExtraLanes = 2
 	// answerDelay is how long answers wait for more while the client is within a line, or there are lines that it has sent: a write for each commit's
 	// few was a sixth of a batch's cost. At the end of a line the client may be waiting itself, so then they are sent at once.
@@ -53,7 +55,8 @@ type batch struct {
 
 	mu      sync.Mutex // of what follows
 	stopped bool
-	idle    []*intake // whose dialogues go on with the next line; no more than there are lanes
+	ids     *envelope.IDSource // of all its lanes: one that is at hand, where each lane's own would come from memory
+	idle    []*intake          // whose dialogues go on with the next line; no more than there are lanes
 }
 
 // line is one line that was looked at: in waits for its commit, or refused is its answer, which is written at once, for its recipients are borrowed.
@@ -92,6 +95,9 @@ func (s *Server) postBatch(ctx *fasthttp.RequestCtx, c *conn) {
 
 // read takes the lines in. Runs on: a goroutine of the batch's own.
 func (b *batch) read() {
+	b.srv.batches.Add(1)
+	b.ids = b.srv.idSources.Get().(*envelope.IDSource)
+	defer b.srv.idSources.Put(b.ids)
 	defer close(b.pending)
 	defer close(b.ended) // first: whoever has seen the last answer finds it closed
 	defer func() { b.c.pace = pace{} }()
@@ -184,7 +190,7 @@ func (s *Server) takeLine(b *batch, text io.Reader, number int) line {
 		return line{number: number, refused: appendBatchProblem(nil, number, p)}
 	}
 	in.poster = b.poster
-	in.lane.at, in.lane.admitted = b.c.at, true
+	in.lane.at, in.lane.admitted, in.lane.ids = b.c.at, true, b.ids
 	sess := b.c.at.Session
 	err := decodeMessage(text, limits{MaxMessageBytes: sess.MaxMessageBytes, MaxRecipients: sess.MaxRecipients, Key: true}, &in.m, in.take)
 	var p *problem
@@ -214,7 +220,6 @@ func (b *batch) intake() *intake {
 	if n := len(b.idle); n > 0 {
 		in := b.idle[n-1]
 		b.idle = b.idle[:n-1]
-		in.began = time.Now()
 		return in
 	}
 	return b.srv.intake()
@@ -253,7 +258,6 @@ func (s *Server) settle(one *line) {
 func (b *batch) Read(p []byte) (int, error) {
 	if !b.begun {
 		b.begun = true
-		b.srv.batches.Add(1)
 		go b.read()
 	}
 	for b.used == len(b.out) {

@@ -23,7 +23,8 @@ type lane struct {
 	srv  *Server
 	res  session.Resources
 	sess session.Session
-	ids  *envelope.IDSource
+	ids  *envelope.IDSource // of a batch, or
+	own  *envelope.IDSource
 
 	at       *Listener
 	admitted bool            // Server.refuse was asked before the message was read
@@ -49,11 +50,16 @@ type lane struct {
 }
 
 func newLane(srv *Server) *lane {
-	var seed [32]byte
-	rand.Read(seed[:]) // never fails
-	l := &lane{srv: srv, ids: envelope.NewIDSource(seed), back: make(chan struct{}, 1)}
+	l := &lane{srv: srv, own: newIDSource(), back: make(chan struct{}, 1)}
+	l.ids = l.own
 	l.res = session.Resources{Envelopes: envelope.NewList(srv.chunks), Observer: l}
 	return l
+}
+
+func newIDSource() *envelope.IDSource {
+	var seed [32]byte
+	rand.Read(seed[:]) // never fails
+	return envelope.NewIDSource(seed)
 }
 
 // poster is who wants a message sent.

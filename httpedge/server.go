@@ -171,6 +171,7 @@ type Server struct {
 	lines         lines
 	intakes       sync.Pool     // of *intake
 	pieces        sync.Pool     // of *[bodyPiece]byte
+	idSources     sync.Pool     // of *envelope.IDSource, for batches
 	batches       atomic.Int64  // that are being read or answered
 	extra         atomic.Int64  // lanes that batches have beyond their first
 	bodyTime      time.Duration // the longest of all listeners
@@ -187,8 +188,8 @@ type Server struct {
 	conns map[*conn]struct{}
 }
 
-// maxIdleLanes bounds the idle ones: each keeps some 20 KiB.
-const maxIdleLanes = 512
+// maxIdleLanes bounds the idle ones: each keeps some 20 KiB. Twice as many as batches may have beyond their first.
+const maxIdleLanes = 1024
 
 // maxIdleChunkBytes bounds the idle chunks, which lanes share: 2,048 small messages, twice as many as batches may have under way.
 const maxIdleChunkBytes = 16 << 20
@@ -233,6 +234,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{o: o, log: o.Log, meter: o.Meter, conns: map[*conn]struct{}{}, inflater: newInflater(inflateBytes)}
 	s.chunks = pool.NewSharedList(maxIdleChunkBytes, o.Budget)
+	s.idSources.New = func() any { return newIDSource() }
 	s.lines.out = o.Lines
 	s.single = o.singleFields()
 	for _, name := range append(s.single[:len(s.single):len(s.single)], "content-length", "transfer-encoding") {
@@ -387,7 +389,7 @@ func (s *Server) park(l *lane) {
 	if l.sub.Env != nil {
 		return // after a panic: the queue's answer is still to come, and is nobody else's
 	}
-	l.last, l.admitted = nil, false
+	l.last, l.admitted, l.ids = nil, false, l.own
 	if cap(l.out) > maxKeptOut {
 		l.out = nil
 	}

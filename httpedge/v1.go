@@ -37,7 +37,7 @@ type intake struct {
 	dry     bool // ?validate=only
 	named   bool // there is an X-Client-Address
 
-	began, decoded, judged, committed time.Time
+	began, decoded, judged, committed time.Time // for Server-Timing, which a batch has not
 }
 
 var errMemory = errors.New("httpedge: limits.memory is spent")
@@ -50,7 +50,6 @@ func (s *Server) intake() *intake {
 	}
 	in.lane = s.lane()
 	in.m.charge.budget = s.o.Budget
-	in.began = time.Now()
 	return in
 }
 
@@ -70,7 +69,6 @@ func (s *Server) clear(in *intake) {
 	if cap(results) > maxKeptRcpts {
 		results = nil
 	}
-	in.sum.Reset()
 	*in = intake{m: in.m, sum: in.sum, results: results, answer: in.answer[:0]}
 }
 
@@ -195,6 +193,7 @@ func (s *Server) writeCharged(ctx *fasthttp.RequestCtx, p problem, from *charge)
 func (s *Server) postMessage(ctx *fasthttp.RequestCtx, c *conn) {
 	in := s.intake()
 	defer s.release(in)
+	in.began = time.Now()
 	if s.refusesPost(ctx, c, &in.poster, false) {
 		return
 	}
@@ -216,6 +215,7 @@ func (s *Server) postMessage(ctx *fasthttp.RequestCtx, c *conn) {
 		}
 	}
 	p := s.speak(in)
+	in.judged = time.Now()
 	if p == nil && !in.replay && !in.dry {
 		p = s.finish(in)
 	}
@@ -435,6 +435,7 @@ func (in *intake) replayed(answer []byte) {
 // keyed makes the two hashes: of who asks with which key, and for what.
 func (in *intake) keyed(key []byte) {
 	h := in.sum
+	h.Reset()
 	part := func(p []byte) {
 		var n [8]byte
 		binary.LittleEndian.PutUint64(n[:], uint64(len(p)))
@@ -501,7 +502,6 @@ func (s *Server) speak(in *intake) (p *problem) {
 		in.lane.over()
 		s.dropKey(in)
 	}
-	in.judged = time.Now()
 	return p
 }
 
@@ -569,7 +569,8 @@ func (s *Server) dialogue(in *intake) *problem {
 			return in.refusal()
 		}
 	}
-	if !l.end(time.Now()) {
+	now = time.Now() // validators may have taken theirs
+	if !l.end(now) {
 		return in.refusal()
 	}
 	if in.dry {
@@ -578,7 +579,7 @@ func (s *Server) dialogue(in *intake) *problem {
 	if in.key != [32]byte{} {
 		in.answer = appendAnswer(in.answer[:0], in.results)
 	}
-	in.id = l.submit(time.Now(), in.addTo)
+	in.id = l.submit(now, in.addTo)
 	return nil
 }
 

@@ -7,13 +7,16 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/fastedge/fastedge/envelope"
 	"github.com/fastedge/fastedge/policy"
 	"github.com/fastedge/fastedge/queue"
 	"github.com/fastedge/fastedge/session"
@@ -315,6 +318,75 @@ func TestBatchLimits(t *testing.T) {
 		if _, body := e.do("POST", "/v1/messages:batch", line+"\n", asNDJSON); !strings.Contains(body, want) {
 			t.Errorf("a line of %d bytes: %s", size, body)
 		}
+	}
+}
+
+// However many batches there are and however soon their lines have all been read: what waits for its commit is bounded, and shared evenly.
+func TestLinesUnderWayAreBoundedOverAllBatches(t *testing.T) {
+	e := serve(t, nil)
+	e.queue.gate = make(chan struct{})
+	const batches = 20
+	share := int64(maxExtraLanes / batches)
+	var all sync.WaitGroup
+	answers := make([]string, batches)
+	for i := range batches {
+		all.Go(func() { _, answers[i] = e.do("POST", "/v1/messages:batch", strings.Repeat(simple+"\n", 100), asNDJSON, "Connection: close") })
+	}
+	// Before a commit has ended nothing is answered, so what the batches have taken they keep. The first may have been alone and taken more.
+	for e.srv.batches.Load() < batches || e.srv.extra.Load() < share*batches*9/10 {
+		time.Sleep(time.Millisecond)
+	}
+	for range 50 {
+		if n := e.srv.extra.Load(); n > maxExtraLanes {
+			t.Fatalf("%d lines beyond the first of each batch, %d may be", n, maxExtraLanes)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	close(e.queue.gate)
+	all.Wait()
+	for _, answer := range answers {
+		if n := strings.Count(answer, `"status":202`); n != 100 {
+			t.Errorf("%d of 100 lines: %.300s", n, answer)
+		}
+	}
+	if n := len(e.queue.taken()); n != batches*100 {
+		t.Errorf("%d messages", n)
+	}
+	e.alone()
+	if n := e.srv.batches.Load(); n != 0 {
+		t.Errorf("%d batches", n)
+	}
+}
+
+// Messages of a batch are transactions of few sessions, as they are with SMTP; another client's is of another one.
+func TestABatchsMessagesShareSessions(t *testing.T) {
+	var mu sync.Mutex
+	sessions, mails := map[envelope.ID]int{}, map[string]int{}
+	e := serve(t, func(_ *Options, l *Listener, so *session.Options) {
+		so.Validators = []policy.Validator{says{policy.On(policy.AtMail), func(e *policy.Event) {
+			mu.Lock()
+			defer mu.Unlock()
+			sessions[e.Client.ID]++
+			mails[e.Client.Addr.Addr().String()+" "+string(e.Client.Helo)]++
+		}}}
+	})
+	named := strings.Replace(simple, "{", `{"client":{"address":"192.0.2.7"},`, 1)
+	greeted := strings.Replace(simple, "{", `{"helo":"h.example",`, 1)
+	refused := strings.Replace(simple, `"mail_from":"`, `"mail_from":">`, 1)
+	var lines []string
+	for range 100 {
+		lines = append(lines, simple, named, simple, greeted, refused, simple)
+	}
+	_, body := e.do("POST", "/v1/messages:batch", strings.Join(lines, "\n"), asNDJSON)
+	if ok, bad := strings.Count(body, `"status":202`), strings.Count(body, `"problem"`); ok != 500 || bad != 100 {
+		t.Fatalf("%d accepted, %d refused: %.500s", ok, bad, body)
+	}
+	want := map[string]int{"127.0.0.1 [127.0.0.1]": 300, "192.0.2.7 [192.0.2.7]": 100, "127.0.0.1 h.example": 100}
+	if !maps.Equal(mails, want) {
+		t.Errorf("%v, want %v", mails, want)
+	}
+	if len(sessions) >= 500 {
+		t.Errorf("%d sessions for 500 messages", len(sessions))
 	}
 }
 
