@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -55,9 +56,23 @@ type Queue struct {
 	leases   map[*queue.Delivery]*entry
 	leasers  []chan struct{} // each is waiting for a message
 	pull     pull
-	consumer *consumer // nil until the first Lease
-	jobs     chan struct{}
-	running  sync.WaitGroup // jobs
+	consumer *consumer      // nil until the first Lease
+	running  sync.WaitGroup // settlements, and the binding of the consumer
+	closing  chan struct{}  // closed when Close begins
+	// What was settled and is not with the cluster yet.
+	unsettled struct {
+		messages, max int
+		bytes         int64 // of their data
+		stuck         int   // those that have failed stuckTries times
+		reason        string
+		since         time.Time
+	}
+	// Requests of settlements with the cluster now. What only acknowledges does not queue behind what writes: the latter may be impossible for long.
+	acks, moves chan struct{}
+	mailMade    time.Time // when the mail stream was made: with another one sequence numbers mean other messages
+
+	noted     string      // what setup has told the log
+	suspected atomic.Bool // a stream seems to be gone: watch verifies all of them
 
 	oldest struct { // cache of Stats
 		sync.Mutex
@@ -73,8 +88,10 @@ func Open(ctx context.Context, o Options) (*Queue, error) {
 		return nil, err
 	}
 	q := &Queue{
-		o: o, probeAt: make(chan struct{}, 1), byID: map[envelope.ID]*entry{}, leases: map[*queue.Delivery]*entry{}, jobs: make(chan struct{}, maxJobs),
+		o: o, probeAt: make(chan struct{}, 1), byID: map[envelope.ID]*entry{}, leases: map[*queue.Delivery]*entry{},
+		acks: make(chan struct{}, maxAcks), moves: make(chan struct{}, maxMoves), closing: make(chan struct{}),
 	}
+	q.unsettled.max = maxUnsettled
 	q.brk.now = o.Now
 	q.ctx, q.cancel = context.WithCancel(context.Background())
 	q.pub.init(q)
@@ -84,7 +101,7 @@ func Open(ctx context.Context, o Options) (*Queue, error) {
 	}
 	if err != nil {
 		var wrong *Misconfigured
-		if errors.As(err, &wrong) || !transient(err) {
+		if errors.As(err, &wrong) || !Transient(err) {
 			q.cancel()
 			if q.nc != nil {
 				q.nc.Close()
@@ -255,6 +272,7 @@ func (q *Queue) watch() {
 	beat := time.NewTicker(q.o.AckWait / 3)
 	defer beat.Stop()
 	swept := false
+	var verified time.Time
 	lastError := ""
 	for {
 		select {
@@ -278,6 +296,10 @@ func (q *Queue) watch() {
 				}
 			}
 		}
+		if now := time.Now(); q.ready.Load() && now.Sub(verified) >= tick && q.suspected.Swap(false) {
+			verified = now
+			q.verify()
+		}
 		if q.ready.Load() && !q.brk.is(stateOpen) {
 			q.repull()
 			if !swept {
@@ -299,10 +321,32 @@ func (q *Queue) probe() error {
 		return q.setup(ctx)
 	}
 	info, err := q.streamInfo(ctx, q.o.Stream)
+	if isAPI(err, js.JSErrCodeStreamNotFound) {
+		return q.setup(ctx)
+	}
 	if err != nil {
 		return err
 	}
 	return quorum(info)
+}
+
+// suspect is told that a stream did not answer as one that is there. It may be looking for a leader, or have been deleted.
+func (q *Queue) suspect() {
+	q.suspected.Store(true)
+	q.probeNow()
+}
+
+// verify makes streams again that somebody has deleted, or refuses mail until they are there. A cluster that does not answer is no news here.
+func (q *Queue) verify() {
+	ctx, cancel := context.WithTimeout(q.ctx, q.o.Timeout)
+	defer cancel()
+	err := q.setup(ctx)
+	if _, wrong := errors.AsType[*Misconfigured](err); !wrong {
+		return
+	}
+	q.ready.Store(false)
+	q.brk.trip(trouble(err))
+	q.o.Log.Error("jetstream: mail is refused with 451", "error", err)
 }
 
 func quorum(info *js.StreamInfo) error {
@@ -333,6 +377,7 @@ func (q *Queue) Close() error {
 		return queue.ErrClosed
 	}
 	q.closed = true
+	close(q.closing)
 	for _, ch := range q.leasers {
 		close(ch)
 	}
@@ -370,8 +415,12 @@ func (q *Queue) Close() error {
 	return nil
 }
 
-// transient says whether waiting may help: the cluster is not there, or has no leader yet.
-func transient(err error) bool {
+// Transient says of an error of Check whether Open would go on in spite of it, for waiting may help: the cluster is not there, has no leader
+// yet, or has no JetStream.
+func Transient(err error) bool {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
+		return false // a TLS alert: the server does not like our certificate, or our having none
+	}
 	if errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked) ||
 		errors.Is(err, nats.ErrSecureConnRequired) || errors.Is(err, nats.ErrSecureConnWanted) || errors.Is(err, nats.ErrNkeysNotSupported) {
 		return false
@@ -386,7 +435,7 @@ func transient(err error) bool {
 		return false
 	}
 	if api, ok := errors.AsType[*js.APIError](err); ok {
-		return api.Code == 503 && api.ErrorCode != js.JSErrCodeJetStreamNotEnabled
+		return api.Code == 503
 	}
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, nats.ErrNoResponders) ||
 		errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoServers) || errors.Is(err, nats.ErrDisconnected) ||

@@ -32,12 +32,12 @@ func (q *Queue) usable() error {
 	return q.available()
 }
 
-// settled waits, within ctx, until what was settled here is with the cluster.
+// settled waits, within ctx, until what was settled here is with the cluster. What has failed several times is not waited for.
 func (q *Queue) settled(ctx context.Context) {
 	q.mu.Lock()
 	var jobs []chan struct{}
 	for _, e := range q.byID {
-		if e.job != nil {
+		if e.job != nil && !e.stuck {
 			jobs = append(jobs, e.job)
 		}
 	}
@@ -97,7 +97,12 @@ func (q *Queue) Stats() queue.Stats {
 	}
 	ctx, cancel := context.WithTimeout(q.ctx, q.o.Timeout)
 	defer cancel()
-	q.settled(ctx)
+	settling, done := context.WithTimeout(ctx, min(q.o.Timeout, statPatience))
+	q.settled(settling)
+	done()
+	if st.Alarm == "" {
+		st.Alarm = q.stuckAlarm()
+	}
 	var infos [4]*js.StreamInfo
 	for i, name := range []string{q.o.Stream, q.o.stateStream(), q.o.heldStream(), q.o.deadStream()} {
 		info, err := q.streamInfo(ctx, name)

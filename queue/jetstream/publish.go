@@ -356,6 +356,9 @@ func (p *publisher) acked(m *nats.Msg) {
 	p.bytes -= p.f.size(i)
 	p.answered++
 	a := parseAck(m, p.f.stream)
+	if a.nobody {
+		p.q.suspect()
+	}
 	switch {
 	case a.err == nil:
 		p.items[i], p.f.seqs[i], p.f.errs[i] = done, a.seq, nil
@@ -372,17 +375,18 @@ func (p *publisher) acked(m *nats.Msg) {
 
 // ack is a stream's answer to one message.
 type ack struct {
-	seq   uint64
-	count int   // messages of the batch that are stored
-	err   error // why it was not stored
-	again bool  // trying once more may help
+	seq    uint64
+	count  int   // messages of the batch that are stored
+	err    error // why it was not stored
+	again  bool  // trying once more may help
+	nobody bool  // there is no such stream now
 }
 
 // parseAck reads an answer. Only an acknowledgement of the right stream counts.
 func parseAck(m *nats.Msg, stream string) ack {
 	if len(m.Data) == 0 {
 		if m.Header.Get("Status") == "503" {
-			return ack{err: errors.New("no server is responsible for the stream now"), again: true}
+			return ack{err: errors.New("no server is responsible for the stream now"), again: true, nobody: true}
 		}
 		return ack{err: errors.New("empty acknowledgement"), again: true}
 	}
@@ -522,6 +526,9 @@ func (p *publisher) batchAcked(m *nats.Msg) {
 		if a.err != nil {
 			p.batch.tainted = true
 			p.reason = a.err.Error()
+			if a.nobody {
+				p.q.suspect()
+			}
 			break
 		}
 		p.batch.count = a.count

@@ -73,20 +73,24 @@ func (q *Queue) want() []js.StreamConfig {
 	}
 }
 
-// setup creates or verifies the streams.
+// setup creates or verifies the streams. Runs on Open's goroutine, then on watch's.
 func (q *Queue) setup(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*q.o.Timeout)
 	defer cancel()
-	wrong, notes, mail, err := q.prepare(ctx, q.o.Create)
+	f, err := q.prepare(ctx, q.o.Create)
 	if err != nil {
 		return err
 	}
-	if len(wrong) > 0 {
+	if wrong := append(f.Wrong, f.Missing...); len(wrong) > 0 {
 		return &Misconfigured{wrong}
 	}
-	for _, note := range notes {
-		q.o.Log.Warn("jetstream: " + note)
+	if notes := strings.Join(f.Notes, "; "); notes != q.noted { // once, not after each look
+		for _, note := range f.Notes {
+			q.o.Log.Warn("jetstream: " + note)
+		}
+		q.noted = notes
 	}
+	mail := &f.mail.Config
 	limit := q.nc.MaxPayload()
 	if n := int64(mail.MaxMsgSize); n > 0 {
 		limit = min(limit, n)
@@ -100,12 +104,22 @@ func (q *Queue) setup(ctx context.Context) error {
 		mode = modeAtomic
 	}
 	q.mode.Store(int32(mode))
+	q.mailStream(f.mail.Created)
 	q.ready.Store(true)
 	return nil
 }
 
+// Findings are how streams, bucket and consumer differ from what Options want.
+type Findings struct {
+	Wrong   []string // what breaks the promise: Open refuses
+	Missing []string // what does not exist: Open makes it if Create says so, and else refuses
+	Notes   []string // what an operator should know
+
+	mail *js.StreamInfo // the mail stream as it is; nil when it is missing
+}
+
 // Check says how streams, bucket and consumer differ from what o wants, without changing anything. An error means that it could not look.
-func Check(ctx context.Context, o Options) ([]string, error) {
+func Check(ctx context.Context, o Options) (*Findings, error) {
 	if err := o.defaults(); err != nil {
 		return nil, err
 	}
@@ -120,75 +134,73 @@ func Check(ctx context.Context, o Options) ([]string, error) {
 	defer q.nc.Close()
 	ctx, cancel := context.WithTimeout(ctx, 2*o.Timeout)
 	defer cancel()
-	wrong, notes, _, err := q.prepare(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	return append(wrong, notes...), nil
+	return q.prepare(ctx, false)
 }
 
-// prepare looks at everything that is needed, and makes what is missing if create says so. wrong is what breaks the promise, notes what an
-// operator should know. mail is the mail stream as it is.
-func (q *Queue) prepare(ctx context.Context, create bool) (wrong, notes []string, mail js.StreamConfig, err error) {
-	o := &q.o
+// prepare looks at everything that is needed, and makes what is missing if create says so.
+func (q *Queue) prepare(ctx context.Context, create bool) (*Findings, error) {
+	o, f := &q.o, &Findings{}
 	for i, want := range q.want() {
 		info, err := q.streamInfo(ctx, want.Name)
 		if isAPI(err, js.JSErrCodeStreamNotFound) {
 			if !create {
-				wrong = append(wrong, fmt.Sprintf("stream %s does not exist", want.Name))
+				f.Missing = append(f.Missing, fmt.Sprintf("stream %s does not exist", want.Name))
 				continue
 			}
-			if info, err = q.createStream(ctx, want); err == nil {
+			if info, err = q.createStream(ctx, want); err == nil && q.ready.Load() {
+				o.Log.Error("jetstream: the stream was gone, with all that was in it, and is made again", "stream", want.Name)
+			} else if err == nil {
 				o.Log.Info("jetstream: stream made", "stream", want.Name, "replicas", info.Config.Replicas)
 			}
 		}
 		if err != nil {
-			return nil, nil, mail, err
+			return nil, err
 		}
-		w, n := differences(&want, &info.Config)
-		wrong, notes = append(wrong, w...), append(notes, n...)
+		wrong, notes := differences(&want, &info.Config)
+		f.Wrong, f.Notes = append(f.Wrong, wrong...), append(f.Notes, notes...)
 		if i == 0 {
-			mail = info.Config
+			f.mail = info
 			if err := quorum(info); err != nil {
-				notes = append(notes, trouble(err))
+				f.Notes = append(f.Notes, trouble(err))
 			}
 			switch {
-			case o.Batch == "fast" && !mail.AllowBatchPublish:
-				notes = append(notes, fmt.Sprintf("stream %s takes no fast batches (allow_batched; servers from 2.14 on): messages are published one by one", o.Stream))
-			case o.Batch == "atomic" && !mail.AllowAtomicPublish:
-				notes = append(notes, fmt.Sprintf("stream %s takes no atomic batches (allow_atomic; servers from 2.14 on): messages are published one by one", o.Stream))
+			case o.Batch == "fast" && !info.Config.AllowBatchPublish:
+				f.Notes = append(f.Notes, fmt.Sprintf("stream %s takes no fast batches (allow_batched; servers from 2.14 on): messages are published one by one", o.Stream))
+			case o.Batch == "atomic" && !info.Config.AllowAtomicPublish:
+				f.Notes = append(f.Notes, fmt.Sprintf("stream %s takes no atomic batches (allow_atomic; servers from 2.14 on): messages are published one by one", o.Stream))
 			}
 		}
 	}
 	info, err := q.streamInfo(ctx, o.objStream())
-	if isAPI(err, js.JSErrCodeStreamNotFound) {
-		if !create {
-			wrong = append(wrong, fmt.Sprintf("object bucket %s does not exist", o.ObjectBucket))
-		} else if _, err := q.js.CreateObjectStore(ctx, js.ObjectStoreConfig{
+	switch {
+	case isAPI(err, js.JSErrCodeStreamNotFound) && create:
+		if _, err := q.js.CreateObjectStore(ctx, js.ObjectStoreConfig{
 			Bucket: o.ObjectBucket, Replicas: o.Replicas, Storage: js.FileStorage, Description: "messages longer than max_payload",
 		}); err != nil {
-			return nil, nil, mail, fmt.Errorf("jetstream: create object bucket %s: %w", o.ObjectBucket, err)
+			return nil, fmt.Errorf("jetstream: create object bucket %s: %w", o.ObjectBucket, err)
 		}
-	} else if err != nil {
-		return nil, nil, mail, err
-	} else {
+	case isAPI(err, js.JSErrCodeStreamNotFound):
+		f.Missing = append(f.Missing, fmt.Sprintf("object bucket %s does not exist", o.ObjectBucket))
+	case err != nil:
+		return nil, err
+	default:
 		if info.Config.Replicas < o.Replicas {
-			wrong = append(wrong, fmt.Sprintf("object bucket %s has %d replicas, not %d", o.ObjectBucket, info.Config.Replicas, o.Replicas))
+			f.Wrong = append(f.Wrong, fmt.Sprintf("object bucket %s has %d replicas, not %d", o.ObjectBucket, info.Config.Replicas, o.Replicas))
 		}
 		if info.Config.MaxAge > 0 {
-			wrong = append(wrong, fmt.Sprintf("object bucket %s throws mail away after %v", o.ObjectBucket, info.Config.MaxAge))
+			f.Wrong = append(f.Wrong, fmt.Sprintf("object bucket %s throws mail away after %v", o.ObjectBucket, info.Config.MaxAge))
 		}
 	}
 	var c js.ConsumerInfo
 	switch err := q.api(ctx, "CONSUMER.INFO."+o.Stream+"."+o.Durable, struct{}{}, &c); {
 	case isAPI(err, js.JSErrCodeConsumerNotFound), isAPI(err, js.JSErrCodeStreamNotFound):
 	case err != nil:
-		return nil, nil, mail, err
+		return nil, err
 	default:
-		w, n := consumerDifferences(q.wantConsumer(), &c.Config)
-		wrong, notes = append(wrong, w...), append(notes, n...)
+		wrong, notes := consumerDifferences(q.wantConsumer(), &c.Config)
+		f.Wrong, f.Notes = append(f.Wrong, wrong...), append(f.Notes, notes...)
 	}
-	return wrong, notes, mail, nil
+	return f, nil
 }
 
 // createStream makes a stream; a server that does not know a feature gets it without.

@@ -98,8 +98,8 @@ func TestAStreamThatCannotKeepThePromiseIsRefusedWithEachDifference(t *testing.T
 	o := Options{URLs: []string{s.ClientURL()}, Create: true, Log: quiet}
 
 	missing, err := Check(ctx, o)
-	if err != nil || len(missing) != 5 || !strings.Contains(missing[0], "MAIL does not exist") {
-		t.Errorf("check of an empty server: %q, %v", missing, err)
+	if err != nil || len(missing.Missing) != 5 || !strings.Contains(missing.Missing[0], "MAIL does not exist") || len(missing.Wrong) > 0 {
+		t.Errorf("check of an empty server: %+v, %v", missing, err)
 	}
 	if _, err := api.CreateStream(ctx, js.StreamConfig{
 		Name: "MAIL", Subjects: []string{"mail.other"}, Retention: js.LimitsPolicy, Discard: js.DiscardOld, MaxAge: time.Hour, Storage: js.MemoryStorage,
@@ -122,16 +122,16 @@ func TestAStreamThatCannotKeepThePromiseIsRefusedWithEachDifference(t *testing.T
 			t.Errorf("the error does not say %q:\n%s", want, all)
 		}
 	}
-	if got, err := Check(ctx, o); err != nil || len(got) < len(wrong.Differences) {
-		t.Errorf("check: %q, %v", got, err)
+	if got, err := Check(ctx, o); err != nil || len(got.Wrong)+len(got.Missing) != len(wrong.Differences) {
+		t.Errorf("check: %+v, %v", got, err)
 	}
 	if err := api.DeleteStream(ctx, "MAIL"); err != nil {
 		t.Fatal(err)
 	}
 	o.Replicas = 1
 	q := opened(t, o)
-	if got, err := Check(ctx, o); err != nil || len(got) != 0 {
-		t.Errorf("check of what Open has made: %q, %v", got, err)
+	if got, err := Check(ctx, o); err != nil || len(got.Wrong)+len(got.Missing)+len(got.Notes) != 0 {
+		t.Errorf("check of what Open has made: %+v, %v", got, err)
 	}
 	q.Close()
 }
