@@ -3,10 +3,8 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -390,26 +388,6 @@ func TestQueueCommandsSeeWhatJetStreamHolds(t *testing.T) {
 	}
 }
 
-// oneShot runs a verb to its end and gives its exit code and all that it printed.
-func oneShot(t *testing.T, config string, args ...string) (int, string) {
-	t.Helper()
-	cmd := command(t, t.TempDir(), config, args...)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := time.AfterFunc(patience, func() { cmd.Process.Kill() })
-	err := cmd.Wait()
-	if !ended.Stop() {
-		t.Fatalf("%v does not end:\n%s", args, &out)
-	}
-	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
-		t.Fatal(err)
-	}
-	return cmd.ProcessState.ExitCode(), out.String()
-}
-
 func TestAWrongPasswordOfJetStreamIsAnErrorAtOnce(t *testing.T) {
 	c := startNATS(t, natsServer(t), 1, "authorization { user: mail, password: right }")
 	for _, engine := range []string{"jetstream", "spool+jetstream"} {
@@ -432,6 +410,12 @@ func TestCheckSaysHowTheStreamDiffers(t *testing.T) {
 	if code, out := oneShot(t, config, "check"); code != exitOK || !strings.Contains(out, "stream MAIL does not exist") {
 		t.Errorf("before the first start: %d\n%s", code, out)
 	}
+	if code, out := oneShot(t, config+"create = false\n", "check"); code != exitConfig || !strings.Contains(out, "stream MAIL does not exist") {
+		t.Errorf("with nobody who makes it: %d\n%s", code, out)
+	}
+	if code, out := oneShot(t, config+"create = false\n", "serve"); code != exitFailure || !strings.Contains(out, "stream MAIL does not exist") {
+		t.Errorf("serve with nobody who makes it: %d\n%s", code, out)
+	}
 	p := serve(t, t.TempDir(), config)
 	p.wait("the stream", func() bool { return p.stat(t).Alarm == "" })
 	p.term()
@@ -439,7 +423,7 @@ func TestCheckSaysHowTheStreamDiffers(t *testing.T) {
 		t.Errorf("after it: %d\n%s", code, out)
 	}
 	three := strings.Replace(config, "replicas = 1", "replicas = 3", 1)
-	if code, out := oneShot(t, three, "check"); code != exitOK || !strings.Contains(out, "stream MAIL has 1 replicas, not 3") {
+	if code, out := oneShot(t, three, "check"); code != exitConfig || !strings.Contains(out, "stream MAIL has 1 replicas, not 3") {
 		t.Errorf("with more replicas: %d\n%s", code, out)
 	}
 	if code, out := oneShot(t, three, "serve"); code != exitFailure || !strings.Contains(out, "stream MAIL has 1 replicas, not 3") {
