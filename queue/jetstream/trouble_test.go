@@ -116,7 +116,7 @@ func TestAStreamThatCannotKeepThePromiseIsRefusedWithEachDifference(t *testing.T
 	all := strings.Join(wrong.Differences, "\n")
 	for _, want := range []string{
 		"retention", "replicas, not 3", "storage", "throws old mail away", "duplicate window of 1s", "throws mail away after 1h", "does not take subject mail.inbound",
-		"MAIL_STATE does not exist", "MAIL_DEAD does not exist", "bucket MAIL_BODIES does not exist",
+		"MAIL_STATE does not exist", "MAIL_DEAD does not exist", "bucket MAIL_LARGE does not exist",
 	} {
 		if !strings.Contains(all, want) {
 			t.Errorf("the error does not say %q:\n%s", want, all)
@@ -358,6 +358,9 @@ func TestBreakerOpensAfterFailuresInARowAndClosesWithTheFirstAnswer(t *testing.T
 	}
 	b.probed()
 	allowed(true)
+	if b.alarm() != "" { // no mail may come before there is none
+		t.Errorf("alarm while half open: %q", b.alarm())
+	}
 	b.failed("again") // one failure of the trial is enough
 	allowed(false)
 	b.probed()
