@@ -233,8 +233,8 @@ var keys = map[string]rule{
 	"queue.jetstream.duplicates": {min: 100 * ms, max: 7 * 24 * hour,
 		doc: "How long the stream knows a message again, so that one that is published twice is kept once."},
 	"queue.jetstream.max_bytes":     {max: math.MaxInt64, doc: "Size of the stream; when it is full, mail is refused with 452. 0 is no limit."},
-	"queue.jetstream.dead_subject":  {check: checkSubject, doc: "Where the relay puts messages that it gives up."},
-	"queue.jetstream.object_bucket": {check: checkBucket, doc: "Object store for messages that are larger than what the servers take."},
+	"queue.jetstream.dead_subject":  {check: orEmpty(checkSubject), doc: `Where the relay puts messages that it gives up; "" is the subject with dead as its last word, so mail.dead.`},
+	"queue.jetstream.object_bucket": {check: orEmpty(checkBucket), doc: `Object store for messages that are larger than what the servers take; "" is the stream's name with _LARGE.`},
 
 	"relay": {doc: "Where accepted mail goes."},
 	"relay.next_hop": {

@@ -69,7 +69,10 @@ type Queue struct {
 	}
 	// Requests of settlements with the cluster now. What only acknowledges does not queue behind what writes: the latter may be impossible for long.
 	acks, moves chan struct{}
-	mailMade    time.Time // when the mail stream was made: with another one sequence numbers mean other messages
+	sweeping    sync.Mutex
+	swept       struct{ descriptions, chunks uint64 } // where the next sweep goes on; protected by sweeping
+
+	mailMade time.Time // when the mail stream was made: with another one sequence numbers mean other messages
 
 	noted     string      // what setup has told the log
 	suspected atomic.Bool // a stream seems to be gone: watch verifies all of them
@@ -271,8 +274,7 @@ func (q *Queue) watch() {
 	defer ticker.Stop()
 	beat := time.NewTicker(q.o.AckWait / 3)
 	defer beat.Stop()
-	swept := false
-	var verified time.Time
+	var verified, sweep time.Time
 	lastError := ""
 	for {
 		select {
@@ -302,8 +304,8 @@ func (q *Queue) watch() {
 		}
 		if q.ready.Load() && !q.brk.is(stateOpen) {
 			q.repull()
-			if !swept {
-				swept = true
+			if now := q.o.Now(); !now.Before(sweep) {
+				sweep = now.Add(sweepEvery)
 				q.loops.Go(q.sweepObjects)
 			}
 		}

@@ -15,8 +15,8 @@
 //	MAIL              mail.inbound         mail to hand on; a work queue: an acknowledged message is gone; a full one refuses new mail
 //	MAIL_STATE        mail.inbound.state.ID   what the last attempt said, JSON (record); the last one of each id
 //	MAIL_HELD         mail.inbound.held.ID    mail held by an operator
-//	MAIL_DEAD         mail.inbound.dead.ID    mail refused for good, too old, damaged or not ours
-//	OBJ_MAIL_BODIES                        an object store: messages that are longer than the servers' max_payload, and envelopes over 24 KiB
+//	MAIL_DEAD         mail.dead.ID            mail refused for good, too old, damaged or not ours
+//	OBJ_MAIL_LARGE                         an object store: messages that are longer than the servers' max_payload, and envelopes over 24 KiB
 //
 // A message's body is what is handed on: trace fields, then data. Nats-Msg-Id and Fastedge-Id are its id. Fastedge-From, -To (a field for each
 // recipient), -Client, -Helo, -Protocol, -User, -Listener, -Arrived, -Results and -Metadata are for other consumers; in them a control

@@ -115,6 +115,12 @@ func (q *Queue) Stats() queue.Stats {
 		infos[i] = info
 	}
 	mail, states, held, dead := infos[0], infos[1], infos[2], infos[3]
+	for i, want := range q.want() {
+		// Somebody may have changed it since the start.
+		if wrong, _ := differences(&want, &infos[i].Config); len(wrong) > 0 && st.Alarm == "" {
+			st.Alarm = "JetStream: " + strings.Join(wrong, "; ")
+		}
+	}
 	if err := quorum(mail); err != nil && st.Alarm == "" {
 		st.Alarm = "JetStream: " + trouble(err)
 	}

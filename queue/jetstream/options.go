@@ -28,19 +28,20 @@ type Options struct {
 	Durable string
 	// Batch is how a commit is published: auto, fast, atomic or off; the package comment has the differences. Default auto.
 	Batch string
-	// Window is the most messages on their way to the servers without an acknowledgement. Default 512.
+	// Window is the most messages on their way to the servers without an acknowledgement. Default 4096.
 	Window int
-	// WindowBytes is the same in bytes, unless one message alone is larger. Default 16 MiB.
+	// WindowBytes is the same in bytes, unless one message alone is larger. Default 64 MiB.
 	WindowBytes int64
 	// Timeout bounds every wait for the cluster; a commit gets a second more for each MiB. Default 5 s.
 	Timeout time.Duration
-	// Duplicates is how long the servers remember message ids. Default 10 min. A stream that remembers less is refused by Open.
+	// Duplicates is how long the servers remember message ids. Default 2 min. A stream that remembers less is refused by Open.
 	Duplicates time.Duration
 	// MaxBytes bounds the stream that Create makes. Default 0: the servers' own bound.
 	MaxBytes int64
-	// DeadSubject is where dead messages are published, with the id behind it. Default <Subject>.dead.
+	// DeadSubject is where dead messages are published, with the id behind it. Default: Subject with dead for its last
+	// word, mail.dead; <Subject>.dead when it has one word.
 	DeadSubject string
-	// ObjectBucket keeps messages that are longer than the servers' max_payload. Default <Stream>_BODIES.
+	// ObjectBucket keeps messages that are longer than the servers' max_payload. Default <Stream>_LARGE.
 	ObjectBucket string
 	// Hold is why messages are held: there is no next hop, and Lease gives none. Empty when there is one.
 	Hold string
@@ -85,10 +86,11 @@ const (
 	maxPatience       = 30 * time.Second       // for one object of a sweep
 	objectGrace       = 24 * time.Hour         // before an object without a message is removed
 	maxSweep          = 1000                   // objects looked at by one sweep
-	bytesPerSecond    = 1 << 20                // what a commit's deadline grows by
+	sweepEvery        = 6 * time.Hour
+	bytesPerSecond    = 1 << 20 // what a commit's deadline grows by
 	tick              = time.Second
 	resendPause       = 100 * time.Millisecond
-	defaultDuplicates = 10 * time.Minute
+	defaultDuplicates = 2 * time.Minute
 )
 
 func (o *Options) defaults() error {
@@ -104,16 +106,19 @@ func (o *Options) defaults() error {
 	def(&o.Subject, "mail.inbound")
 	def(&o.Durable, "fastedge")
 	def(&o.Batch, "auto")
+	if dot := strings.LastIndexByte(o.Subject, '.'); dot >= 0 && o.Subject[dot:] != ".dead" {
+		def(&o.DeadSubject, o.Subject[:dot]+".dead")
+	}
 	def(&o.DeadSubject, o.Subject+".dead")
-	def(&o.ObjectBucket, o.Stream+"_BODIES")
+	def(&o.ObjectBucket, o.Stream+"_LARGE")
 	if o.Replicas == 0 {
 		o.Replicas = 1
 	}
 	if o.Window <= 0 {
-		o.Window = 512
+		o.Window = 4096
 	}
 	if o.WindowBytes <= 0 {
-		o.WindowBytes = 16 << 20
+		o.WindowBytes = 64 << 20
 	}
 	if o.Timeout <= 0 {
 		o.Timeout = 5 * time.Second

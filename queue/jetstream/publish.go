@@ -31,6 +31,8 @@ type flight struct {
 
 	errs []error  // of each message; nil is stored
 	seqs []uint64 // in the stream, when acknowledged one by one
+
+	unsure []bool // it was sent once and there is no knowing what became of that
 }
 
 // itemState is where one message of a flight stands.
@@ -101,7 +103,7 @@ func (p *publisher) errTrouble() error {
 
 // run publishes f and returns when each message is stored, refused, or out of time.
 func (p *publisher) run(f *flight) {
-	f.errs, f.seqs = make([]error, f.n), make([]uint64, f.n)
+	f.errs, f.seqs, f.unsure = make([]error, f.n), make([]uint64, f.n), make([]bool, f.n)
 	p.mu.Lock()
 	p.f, p.reason = f, ""
 	if cap(p.items) < f.n {
@@ -158,6 +160,7 @@ func (p *publisher) begin() (todo []int) {
 	p.outstanding, p.bytes, p.interrupted = 0, 0, false
 	for i, state := range p.items {
 		if state != done {
+			p.f.unsure[i] = p.f.unsure[i] || state == sent
 			p.items[i] = unsent
 			todo = append(todo, i)
 		}
@@ -364,6 +367,7 @@ func (p *publisher) acked(m *nats.Msg) {
 		p.items[i], p.f.seqs[i], p.f.errs[i] = done, a.seq, nil
 	case a.again:
 		p.items[i] = resend
+		p.f.unsure[i] = p.f.unsure[i] || a.unsure
 		p.reason = a.err.Error()
 	default:
 		p.items[i], p.f.errs[i] = done, fmt.Errorf("jetstream: %w", a.err)
@@ -380,6 +384,7 @@ type ack struct {
 	err    error // why it was not stored
 	again  bool  // trying once more may help
 	nobody bool  // there is no such stream now
+	unsure bool  // it may be stored all the same
 }
 
 // parseAck reads an answer. Only an acknowledgement of the right stream counts.
@@ -388,7 +393,7 @@ func parseAck(m *nats.Msg, stream string) ack {
 		if m.Header.Get("Status") == "503" {
 			return ack{err: errors.New("no server is responsible for the stream now"), again: true, nobody: true}
 		}
-		return ack{err: errors.New("empty acknowledgement"), again: true}
+		return ack{err: errors.New("empty acknowledgement"), again: true, unsure: true}
 	}
 	var a struct {
 		Stream string       `json:"stream"`
@@ -397,7 +402,7 @@ func parseAck(m *nats.Msg, stream string) ack {
 		Error  *js.APIError `json:"error"`
 	}
 	if err := json.Unmarshal(m.Data, &a); err != nil {
-		return ack{err: fmt.Errorf("acknowledgement: %w", err), again: true}
+		return ack{err: fmt.Errorf("acknowledgement: %w", err), again: true, unsure: true}
 	}
 	if a.Error != nil {
 		return refusal(a.Error)
@@ -422,7 +427,7 @@ func refusal(e *js.APIError) ack {
 	case 10054:
 		return ack{err: errors.New(text)}
 	case 10158: // the same id is on its way already: the answer to that is lost to us
-		return ack{err: errors.New(text), again: true}
+		return ack{err: errors.New(text), again: true, unsure: true}
 	}
 	if e.Code == 503 || e.Code == 500 || e.Code == 429 {
 		return ack{err: errors.New(text), again: true}
@@ -460,8 +465,11 @@ func (p *publisher) fast(todo []int) {
 			op = '0'
 		}
 		m.Reply, subject = reply(place+1, op), m.Subject
-		if !p.send(i, m, size) || p.tainted() {
+		if !p.send(i, m, size) {
 			return
+		}
+		if p.tainted() {
+			break
 		}
 	}
 	p.wait(func() bool { return p.batch.tainted || p.batch.count >= 0 }, func() {
@@ -472,8 +480,20 @@ func (p *publisher) fast(todo []int) {
 	})
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.batch.tainted && p.batch.count == len(todo) {
-		p.settleBatch(len(todo))
+	p.endBatch()
+}
+
+// endBatch takes what the batch's answer, if there was one, says of all places. Protected by mu.
+func (p *publisher) endBatch() {
+	switch {
+	case p.batch.tainted: // an answer, if not a good one
+		for _, i := range p.batch.order {
+			if p.items[i] == sent {
+				p.items[i] = resend
+			}
+		}
+	case p.batch.count == len(p.batch.order):
+		p.settleBatch(p.batch.count)
 	}
 }
 
@@ -571,9 +591,7 @@ func (p *publisher) atomic(todo []int) {
 	p.wait(func() bool { return p.batch.tainted || p.batch.count >= 0 }, nil)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.batch.tainted && p.batch.count == len(todo) {
-		p.settleBatch(len(todo))
-	}
+	p.endBatch()
 }
 
 // Commit publishes the batch and waits for the stream's acknowledgements.
@@ -635,8 +653,9 @@ func (q *Queue) Commit(batch []*queue.Submission) {
 	}
 	q.commits.Add(1)
 	for i, sub := range flights {
-		// A message refused for good leaves nothing that points to its object. One without an answer may be in the stream: the sweep looks after it.
-		if err := f.errs[i]; err != nil && !errors.Is(err, queue.ErrUnavailable) {
+		// A message refused for good leaves nothing that points to its object. One that got no answer, be it once, may be in the stream: the
+		// sweep looks after it.
+		if err := f.errs[i]; err != nil && !errors.Is(err, queue.ErrUnavailable) && !f.unsure[i] {
 			for _, name := range sub.objects() {
 				q.forgetObject(name)
 			}

@@ -176,6 +176,7 @@ func (q *Queue) prepare(ctx context.Context, create bool) (*Findings, error) {
 	case isAPI(err, js.JSErrCodeStreamNotFound) && create:
 		if _, err := q.js.CreateObjectStore(ctx, js.ObjectStoreConfig{
 			Bucket: o.ObjectBucket, Replicas: o.Replicas, Storage: js.FileStorage, Description: "messages longer than max_payload",
+			Metadata: map[string]string{ownerKey: o.Stream},
 		}); err != nil {
 			return nil, fmt.Errorf("jetstream: create object bucket %s: %w", o.ObjectBucket, err)
 		}
@@ -184,12 +185,11 @@ func (q *Queue) prepare(ctx context.Context, create bool) (*Findings, error) {
 	case err != nil:
 		return nil, err
 	default:
-		if info.Config.Replicas < o.Replicas {
-			f.Wrong = append(f.Wrong, fmt.Sprintf("object bucket %s has %d replicas, not %d", o.ObjectBucket, info.Config.Replicas, o.Replicas))
+		if owner := info.Config.Metadata[ownerKey]; owner != "" && owner != o.Stream {
+			f.Notes = append(f.Notes, fmt.Sprintf("object bucket %s is that of the stream %s", o.ObjectBucket, owner))
 		}
-		if info.Config.MaxAge > 0 {
-			f.Wrong = append(f.Wrong, fmt.Sprintf("object bucket %s throws mail away after %v", o.ObjectBucket, info.Config.MaxAge))
-		}
+		wrong := bucketDifferences(o, &info.Config)
+		f.Wrong = append(f.Wrong, wrong...)
 	}
 	var c js.ConsumerInfo
 	switch err := q.api(ctx, "CONSUMER.INFO."+o.Stream+"."+o.Durable, struct{}{}, &c); {
@@ -248,11 +248,31 @@ func differences(want, have *js.StreamConfig) (wrong, notes []string) {
 		if want.MaxBytes > 0 && have.MaxBytes != want.MaxBytes {
 			notes = append(notes, fmt.Sprintf("stream %s takes at most %d bytes, not %d", want.Name, have.MaxBytes, want.MaxBytes))
 		}
-	} else if have.MaxMsgsPerSubject != 1 {
-		bad("keeps %d messages to a subject, not 1", have.MaxMsgsPerSubject)
+	} else {
+		if have.MaxMsgsPerSubject != 1 {
+			bad("keeps %d messages to a subject, not 1", have.MaxMsgsPerSubject)
+		}
+		forgetsOld(have, bad)
 	}
+	cannotKeep(have, bad)
+	if have.RePublish != nil {
+		notes = append(notes, fmt.Sprintf("stream %s copies each message to %s", want.Name, have.RePublish.Destination))
+	}
+	for _, subject := range want.Subjects {
+		if !slices.Contains(have.Subjects, subject) {
+			bad("does not take subject %s", subject)
+		}
+	}
+	return wrong, notes
+}
+
+// cannotKeep says what no stream of ours may have.
+func cannotKeep(have *js.StreamConfig, bad func(format string, args ...any)) {
 	if have.MaxAge > 0 {
 		bad("throws mail away after %v", have.MaxAge)
+	}
+	if have.PersistMode == js.AsyncPersistMode {
+		bad("acknowledges what it has not written yet (persist_mode async)")
 	}
 	if have.NoAck {
 		bad("does not acknowledge (no_ack)")
@@ -263,12 +283,49 @@ func differences(want, have *js.StreamConfig) (wrong, notes []string) {
 	if have.Mirror != nil {
 		bad("is a mirror")
 	}
-	for _, subject := range want.Subjects {
-		if !slices.Contains(have.Subjects, subject) {
-			bad("does not take subject %s", subject)
-		}
+	if have.SubjectTransform != nil {
+		bad("changes subjects (subject_transform)")
 	}
-	return wrong, notes
+	if have.AllowMsgCounter {
+		bad("is a counter")
+	}
+}
+
+// forgetsOld says whether a stream makes room by throwing away.
+func forgetsOld(have *js.StreamConfig, bad func(format string, args ...any)) {
+	if have.Discard != js.DiscardOld {
+		return
+	}
+	if have.MaxMsgs > 0 {
+		bad("throws the oldest away beyond %d messages (discard old)", have.MaxMsgs)
+	}
+	if have.MaxBytes > 0 {
+		bad("throws the oldest away beyond %d bytes (discard old)", have.MaxBytes)
+	}
+}
+
+func bucketDifferences(o *Options, have *js.StreamConfig) (wrong []string) {
+	bad := func(format string, args ...any) {
+		wrong = append(wrong, fmt.Sprintf("object bucket %s ", o.ObjectBucket)+fmt.Sprintf(format, args...))
+	}
+	if have.Replicas < o.Replicas {
+		bad("has %d replicas, not %d", have.Replicas, o.Replicas)
+	}
+	if have.Storage != js.FileStorage {
+		bad("has storage %v, not %v", have.Storage, js.FileStorage)
+	}
+	if have.Retention != js.LimitsPolicy {
+		bad("has retention %v, not %v", have.Retention, js.LimitsPolicy)
+	}
+	if have.MaxMsgsPerSubject > 0 {
+		bad("has at most %d messages to a subject", have.MaxMsgsPerSubject)
+	}
+	if !have.AllowRollup {
+		bad("does not let a description be replaced (allow_rollup_hdrs)")
+	}
+	forgetsOld(have, bad)
+	cannotKeep(have, bad)
+	return wrong
 }
 
 func (q *Queue) wantConsumer() *js.ConsumerConfig {
@@ -297,6 +354,27 @@ func consumerDifferences(want, have *js.ConsumerConfig) (wrong, notes []string) 
 	if len(have.BackOff) > 0 {
 		bad("has a back-off of its own")
 	}
+	if have.HeadersOnly {
+		bad("gives headers only")
+	}
+	if have.DeliverPolicy != want.DeliverPolicy {
+		bad("leaves messages out (deliver policy %v, not %v)", have.DeliverPolicy, want.DeliverPolicy)
+	}
+	if have.PriorityPolicy != want.PriorityPolicy {
+		bad("has a priority policy")
+	}
+	if have.MaxRequestExpires > 0 && have.MaxRequestExpires < pullExpires {
+		bad("lets a request wait for %v, not %v", have.MaxRequestExpires, pullExpires)
+	}
+	if have.MemoryStorage {
+		notes = append(notes, fmt.Sprintf("consumer %s is kept in memory: what is leased when its server is lost is handed on twice", want.Durable))
+	}
+	if have.InactiveThreshold > 0 {
+		notes = append(notes, fmt.Sprintf("consumer %s is removed when no relay asks for %v", want.Durable, have.InactiveThreshold))
+	}
+	if have.MaxRequestBatch > 0 {
+		notes = append(notes, fmt.Sprintf("consumer %s gives at most %d messages at once", want.Durable, have.MaxRequestBatch))
+	}
 	if have.AckWait != want.AckWait {
 		notes = append(notes, fmt.Sprintf("consumer %s has an ack wait of %v, not %v", want.Durable, have.AckWait, want.AckWait))
 	}
@@ -310,6 +388,7 @@ func consumerDifferences(want, have *js.ConsumerConfig) (wrong, notes []string) 
 type consumer struct {
 	created time.Time
 	ackWait time.Duration
+	most    int // messages that it gives at once; 0 is no limit
 }
 
 // openConsumer creates or verifies the consumer. Only relays do: a work queue has one consumer to a subject, and it may be another program's.
@@ -330,7 +409,7 @@ func (q *Queue) openConsumer(ctx context.Context) (*consumer, error) {
 	if wrong, _ := consumerDifferences(q.wantConsumer(), &info.Config); len(wrong) > 0 {
 		return nil, &Misconfigured{wrong}
 	}
-	return &consumer{created: info.Created, ackWait: max(info.Config.AckWait, time.Second)}, nil
+	return &consumer{created: info.Created, ackWait: max(info.Config.AckWait, time.Second), most: info.Config.MaxRequestBatch}, nil
 }
 
 func isAPI(err error, code js.ErrorCode) bool {

@@ -209,6 +209,9 @@ func (q *Queue) repull() {
 		return
 	}
 	n := min(q.o.Prefetch, max(1, int(maxPrefetchBytes/max(q.maxMsg.Load(), 1))))
+	if q.consumer.most > 0 {
+		n = min(n, q.consumer.most)
+	}
 	q.pull.generation++
 	q.pull.outstanding, q.pull.heard = n, now
 	request, _ := json.Marshal(struct {
@@ -480,6 +483,18 @@ func (q *Queue) later(e *entry, due time.Time) {
 
 func (q *Queue) makeDelivery(ctx context.Context, e *entry, r *record) *queue.Delivery {
 	p, open, err := q.openBody(ctx, e.raw)
+	if errors.Is(err, queue.ErrCorrupt) {
+		// Before it is set aside for good: the stream may have it as it was, and only what came here not, such as from a consumer that leaves bodies out.
+		fresh, again := q.get(ctx, q.o.Stream, getRequest{Seq: e.seq})
+		if again == nil {
+			q.mu.Lock()
+			e.raw = fresh
+			q.mu.Unlock()
+			p, open, err = q.openBody(ctx, fresh)
+		} else if !errors.Is(again, queue.ErrNotFound) {
+			err = again
+		}
+	}
 	if err != nil {
 		if e.ours && !errors.Is(err, queue.ErrCorrupt) {
 			q.o.Log.Error("jetstream: message can't be read; trying again in a minute", "message", e.id, "error", err)
@@ -785,7 +800,7 @@ func (q *Queue) tellOnce(ctx context.Context, e *entry, r *record, raw *stored, 
 		}
 		return nil
 	default:
-		if err := q.park(ctx, raw, e.id, r); err != nil {
+		if err := q.park(ctx, raw, e.id, r); err != nil && !errors.Is(err, queue.ErrNotFound) { // settled from elsewhere
 			return err
 		}
 		return q.ackSync(ctx, e)
@@ -849,8 +864,17 @@ func (q *Queue) cleanObjects(ctx context.Context, raw *stored) error {
 	return nil
 }
 
-// park copies a message to the held or dead ones. Doing it twice leaves one.
+// park copies a message to the held or dead ones. Doing it twice leaves one. With nil the copy is there, and is what the stream has: the
+// original may go. ErrNotFound: there is no original any more.
 func (q *Queue) park(ctx context.Context, raw *stored, id envelope.ID, r *record) error {
+	if _, ours := raw.id(); raw.stream == q.o.Stream && (!ours || errors.Is(raw.whole(), queue.ErrCorrupt)) {
+		// The stream's own may be better than what came by the consumer.
+		fresh, err := q.get(ctx, raw.stream, getRequest{Seq: raw.seq})
+		if err != nil {
+			return err
+		}
+		raw = fresh
+	}
 	stream, subject := q.o.deadStream(), q.o.deadSubject(id.String())
 	if r.State == queue.Held {
 		stream, subject = q.o.heldStream(), q.o.heldSubject(id.String())
@@ -864,8 +888,21 @@ func (q *Queue) park(ctx context.Context, raw *stored, id envelope.ID, r *record
 	header.Set(hdrID, id.String())
 	header.Set(hdrReason, field(r.Reason))
 	header.Set(hdrAgain, r.State.String())
-	_, err := q.publish(ctx, stream, &nats.Msg{Subject: subject, Header: header, Data: raw.data})
-	return err
+	seq, err := q.publish(ctx, stream, &nats.Msg{Subject: subject, Header: header, Data: raw.data})
+	if err != nil {
+		return err
+	}
+	kept, err := q.get(ctx, stream, getRequest{Seq: seq})
+	if errors.Is(err, queue.ErrNotFound) {
+		return fmt.Errorf("jetstream: %s has thrown away what was put there", stream)
+	}
+	if err != nil {
+		return err
+	}
+	if kept.subject != subject || !bytes.Equal(kept.data, raw.data) || kept.header.Get(hdrSum) != header.Get(hdrSum) || kept.header.Get(hdrID) != id.String() {
+		return fmt.Errorf("jetstream: %s has not kept what was put there as it was", stream)
+	}
+	return nil
 }
 
 // heartbeat tells the consumer that what is here is still being worked on.
