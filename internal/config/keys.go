@@ -226,7 +226,7 @@ var keys = map[string]rule{
 	"queue.jetstream.key":         {doc: "PEM file with its private key."},
 	"queue.jetstream.durable":     {check: checkStream, doc: "Name of the consumer that the relays share."},
 	"queue.jetstream.batch": {words: words("auto fast atomic off"),
-		doc: "auto | fast | atomic | off. How messages are put together on the way; auto is the best that the servers can."},
+		doc: "auto | fast | atomic | off. How messages are put together on the way; auto measures which is the fastest."},
 	"queue.jetstream.window":       {min: 1, max: 1_000_000, doc: "Messages that may wait for the servers' word; more get 451."},
 	"queue.jetstream.window_bytes": {min: mib, max: 64 * gib, doc: "The same in bytes."},
 	"queue.jetstream.timeout":      {min: 10 * ms, max: hour, doc: "How long the servers may take to acknowledge a message; then it is 451."},

@@ -40,10 +40,12 @@ type Queue struct {
 	pub        publisher
 	scratch    []byte // a message's body while it is published; protected by committing
 
-	ready     atomic.Bool  // streams have been verified
-	maxMsg    atomic.Int64 // longest message that the stream takes, header included
-	mode      atomic.Int32 // batchMode
-	fullUntil atomic.Int64 // by Options.Now, nanoseconds: the stream refused a message for want of room
+	ready      atomic.Bool  // streams have been verified
+	maxMsgSize atomic.Int64 // longest message that the stream takes, header included; 0 is no limit of its own
+	mode       atomic.Int32 // batchMode; not with auto
+	ways       []batchMode  // that setup has found
+	choose     chooser      // of auto
+	fullUntil  atomic.Int64 // by Options.Now, nanoseconds: the stream refused a message for want of room
 
 	committed, commits, failures, damaged atomic.Uint64
 	asyncErr                              atomic.Pointer[string] // what the server last complained of
@@ -244,6 +246,7 @@ func (q *Queue) disconnected(err error) {
 
 func (q *Queue) reconnected() {
 	q.pub.interrupt()
+	q.choose.again()
 	q.mu.Lock()
 	q.pull.lost()
 	q.mu.Unlock()

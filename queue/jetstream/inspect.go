@@ -87,7 +87,7 @@ func (q *Queue) local() (l local) {
 func (q *Queue) Stats() queue.Stats {
 	st := queue.Stats{
 		Committed: q.committed.Load(), Commits: q.commits.Load(), Syncs: q.commits.Load(), SyncErrors: q.failures.Load(), Damaged: q.damaged.Load(),
-		Durability: fmt.Sprintf("jetstream, %d replicas", q.o.Replicas), Alarm: q.brk.alarm(), Messages: map[string]int{},
+		Durability: fmt.Sprintf("jetstream, %d replicas, published %v", q.o.Replicas, q.published()), Alarm: q.brk.alarm(), Messages: map[string]int{},
 	}
 	for state := queue.Ready; state <= queue.Damaged; state++ {
 		st.Messages[state.String()] = 0
@@ -173,6 +173,14 @@ func (q *Queue) Stats() queue.Stats {
 	st.Messages["leased"] = l.leased + elsewhere
 	st.Messages["ready"] = max(0, int(mail.State.Msgs)-st.Messages["waiting"]-st.Messages["leased"])
 	return st
+}
+
+// published is how commits of several messages go out now.
+func (q *Queue) published() batchMode {
+	if q.o.Batch == "auto" {
+		return q.choose.current()
+	}
+	return batchMode(q.mode.Load())
 }
 
 // oldestOf gives the arrival of the first message of the streams that have one.
@@ -691,7 +699,11 @@ func (q *Queue) Release(id envelope.ID) error {
 		// Twice the same decision is one message; another decision later is another one.
 		header.Set(hdrMsgID, fmt.Sprintf("%s.%s.%d", id, f.m.stream, f.m.seq))
 		header.Set(hdrAgain, r.State.String())
-		if _, err := q.publish(ctx, q.o.Stream, &nats.Msg{Subject: q.o.Subject, Header: header, Data: f.m.data}); err != nil {
+		data, err := q.fit(ctx, id, header, f.m.data)
+		if err != nil {
+			return true, err
+		}
+		if _, err := q.publish(ctx, q.o.Stream, &nats.Msg{Subject: q.o.Subject, Header: header, Data: data}); err != nil {
 			return true, err
 		}
 		return false, q.take(ctx, f)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -442,7 +443,13 @@ func (p *publisher) fast(todo []int) {
 	generation := strconv.FormatUint(p.generation, 10)
 	p.batch.order, p.batch.acked, p.batch.count, p.batch.tainted = todo, 0, -1, false
 	p.mu.Unlock()
-	flow := max(1, min(p.q.o.Window/4, 500))
+	// What the stream is to acknowledge at once must fit the window some times over, by number and by length: else it waits for more messages,
+	// and they for its word.
+	longest := int64(1)
+	for _, i := range todo {
+		longest = max(longest, p.f.size(i))
+	}
+	flow := int(max(1, min(int64(p.q.o.Window/4), 500, p.q.o.WindowBytes/4/longest)))
 	// The word before the flow is the batch's id: it must differ from all others', so the inbox's unique word is in it.
 	unique := p.q.inbox[strings.LastIndexByte(p.q.inbox, '.')+1:]
 	prefix := p.q.inbox + ".b." + unique + "-" + generation + "." + strconv.Itoa(flow) + ".fail."
@@ -627,14 +634,29 @@ func (q *Queue) Commit(batch []*queue.Submission) {
 			flights = append(flights, sub)
 		}
 	}
+	length := int64(0)
+	for _, sub := range flights {
+		length += sub.bytes
+	}
+	mode := batchMode(q.mode.Load())
+	if q.o.Batch == "auto" {
+		mode = q.choose.next(len(flights), length)
+	}
 	f := &flight{
-		stream: q.o.Stream, n: len(flights), mode: batchMode(q.mode.Load()), deadline: deadline,
+		stream: q.o.Stream, n: len(flights), mode: mode, deadline: deadline,
 		size: func(i int) int64 { return flights[i].bytes },
 		message: func(i int) (*nats.Msg, error) {
 			return flights[i].message(q)
 		},
 	}
+	start := time.Now()
 	q.pub.run(f)
+	if q.o.Batch == "auto" && !slices.ContainsFunc(f.errs, func(err error) bool { return err != nil }) {
+		if now, news := q.choose.done(mode, len(flights), length, time.Since(start)); news {
+			q.o.Log.Info("jetstream: another way of publishing is faster now, for commits like this one",
+				"messages", len(flights), "bytes", length, "published", now.String())
+		}
+	}
 	answered := false
 	for i, sub := range flights {
 		sub.s.Err = f.errs[i]
@@ -709,6 +731,15 @@ func (q *Queue) Room() error {
 	return nil
 }
 
+// maxMsg is the longest message that the servers take, header included. It may be another one after a reconnect.
+func (q *Queue) maxMsg() int64 {
+	limit := q.nc.MaxPayload()
+	if n := q.maxMsgSize.Load(); n > 0 {
+		limit = min(limit, n)
+	}
+	return limit
+}
+
 // submitted is a submission on its way.
 type submitted struct {
 	s              *queue.Submission
@@ -754,7 +785,7 @@ func (q *Queue) pack(s *submitted, deadline time.Time) error {
 		s.header.Set(hdrEnvelopeAt, s.envelopeObject)
 	}
 	s.bytes = headerBytes(s.header)
-	if s.bytes+env.Size() > q.maxMsg.Load()-maxPayloadShare {
+	if s.bytes+env.Size() > q.maxMsg()-maxPayloadShare {
 		s.object = env.ID.String()
 		if err := q.putObject(s.object, env.Size(), pieces(env), deadline); err != nil {
 			return err

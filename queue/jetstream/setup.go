@@ -29,7 +29,20 @@ const (
 	modeAsync  batchMode = iota // one by one, each acknowledged
 	modeFast                    // one flow, acknowledged now and then and at its end
 	modeAtomic                  // all or nothing, acknowledged at its end
+
+	modes = iota
 )
+
+// String is for operators.
+func (m batchMode) String() string {
+	switch m {
+	case modeFast:
+		return "in fast batches"
+	case modeAtomic:
+		return "in atomic batches"
+	}
+	return "one by one"
+}
 
 // serverAtLeast says whether the server we talk to is of that version.
 func serverAtLeast(nc *nats.Conn, major, minor int) bool {
@@ -91,19 +104,26 @@ func (q *Queue) setup(ctx context.Context) error {
 		q.noted = notes
 	}
 	mail := &f.mail.Config
-	limit := q.nc.MaxPayload()
-	if n := int64(mail.MaxMsgSize); n > 0 {
-		limit = min(limit, n)
+	q.maxMsgSize.Store(int64(mail.MaxMsgSize))
+	ways := []batchMode{modeAsync}
+	if mail.AllowBatchPublish && q.o.Batch != "off" {
+		ways = append(ways, modeFast)
 	}
-	q.maxMsg.Store(limit)
+	if mail.AllowAtomicPublish && q.o.Batch != "off" {
+		ways = append(ways, modeAtomic)
+	}
 	mode := modeAsync
 	switch {
-	case q.o.Batch == "fast" && mail.AllowBatchPublish, q.o.Batch == "auto" && mail.AllowBatchPublish:
+	case q.o.Batch == "fast" && mail.AllowBatchPublish:
 		mode = modeFast
 	case q.o.Batch == "atomic" && mail.AllowAtomicPublish:
 		mode = modeAtomic
 	}
 	q.mode.Store(int32(mode))
+	if !slices.Equal(ways, q.ways) {
+		q.ways = ways
+		q.choose.offer(ways...)
+	}
 	q.mailStream(f.mail.Created)
 	q.ready.Store(true)
 	return nil

@@ -208,7 +208,7 @@ func (q *Queue) repull() {
 		q.running.Go(q.bindConsumer)
 		return
 	}
-	n := min(q.o.Prefetch, max(1, int(maxPrefetchBytes/max(q.maxMsg.Load(), 1))))
+	n := min(q.o.Prefetch, max(1, int(maxPrefetchBytes/max(q.maxMsg(), 1))))
 	if q.consumer.most > 0 {
 		n = min(n, q.consumer.most)
 	}
@@ -888,7 +888,11 @@ func (q *Queue) park(ctx context.Context, raw *stored, id envelope.ID, r *record
 	header.Set(hdrID, id.String())
 	header.Set(hdrReason, field(r.Reason))
 	header.Set(hdrAgain, r.State.String())
-	seq, err := q.publish(ctx, stream, &nats.Msg{Subject: subject, Header: header, Data: raw.data})
+	data, err := q.fit(ctx, id, header, raw.data)
+	if err != nil {
+		return err
+	}
+	seq, err := q.publish(ctx, stream, &nats.Msg{Subject: subject, Header: header, Data: data})
 	if err != nil {
 		return err
 	}
@@ -899,10 +903,29 @@ func (q *Queue) park(ctx context.Context, raw *stored, id envelope.ID, r *record
 	if err != nil {
 		return err
 	}
-	if kept.subject != subject || !bytes.Equal(kept.data, raw.data) || kept.header.Get(hdrSum) != header.Get(hdrSum) || kept.header.Get(hdrID) != id.String() {
+	if kept.subject != subject || !bytes.Equal(kept.data, data) || kept.header.Get(hdrSum) != header.Get(hdrSum) || kept.header.Get(hdrID) != id.String() {
 		return fmt.Errorf("jetstream: %s has not kept what was put there as it was", stream)
 	}
 	return nil
+}
+
+// fit puts data into an object when the servers take less now than when it came; header points to it then.
+func (q *Queue) fit(ctx context.Context, id envelope.ID, header nats.Header, data []byte) ([]byte, error) {
+	if len(data) == 0 || headerBytes(header)+int64(len(data)) <= q.maxMsg() {
+		return data, nil
+	}
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		deadline = time.Now().Add(q.o.Timeout)
+	}
+	q.committing.Lock() // one object at a time
+	defer q.committing.Unlock()
+	err := q.putObject(id.String(), int64(len(data)), func(yield func([]byte) bool) { yield(data) }, deadline)
+	if err != nil {
+		return nil, err
+	}
+	header.Set(hdrObject, id.String())
+	return nil, nil
 }
 
 // heartbeat tells the consumer that what is here is still being worked on.

@@ -307,6 +307,56 @@ func TestASlowServerGetsItsBatchThroughASmallWindow(t *testing.T) {
 	}
 }
 
+// The window is full, by its bytes, before the stream would have acknowledged anything of its own accord.
+func TestAFastBatchOfLongMessagesDoesNotStall(t *testing.T) {
+	s := alone(t, t.TempDir())
+	q := opened(t, Options{Batch: "fast", WindowBytes: 4 << 20, Timeout: patience}, s)
+	for _, size := range []int{100 << 10, 900 << 10} {
+		start := time.Now()
+		mustCommit(t, q, queuetest.NewMaker(nil), 8<<20/size, size)
+		if d := time.Since(start); d > patience/4 { // a stall ends after a third
+			t.Errorf("%d bytes each: %v", size, d)
+		}
+	}
+}
+
+// The servers come back with a smaller max_payload.
+func TestMessagesFitTheServersAfterAReconnect(t *testing.T) {
+	port, dir := nettest.Port(t), t.TempDir()
+	listen := func(most int32) func(*server.Options) {
+		return func(o *server.Options) { o.Port, o.MaxPayload = port, most }
+	}
+	s := alone(t, dir, listen(1<<20))
+	q := opened(t, Options{}, s)
+	maker := queuetest.NewMaker(nil)
+	before := mustCommit(t, q, maker, 2, 600<<10)
+	s.Shutdown()
+	s.WaitForShutdown()
+	alone(t, dir, listen(256<<10))
+	eventually(t, "the smaller limit is known", func() bool { return q.maxMsg() == 256<<10 && q.Room() == nil })
+	after := mustCommit(t, q, maker, 1, 600<<10)
+
+	if err := q.Kill(lease(t, q), []queue.Outcome{refusedOutcome}, "refused"); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []queuetest.Message{before[1], after[0]} {
+		if d := lease(t, q); d.Env.ID != want.ID || !bytes.Equal(text(t, d), want.Text) {
+			t.Error("another message, or it has changed")
+		}
+	}
+	eventually(t, "the refused one is dead", func() bool { return messages(t, q, q.o.deadStream()) == 1 })
+	var b bytes.Buffer
+	if err := q.Cat(before[0].ID, &b); err != nil || !bytes.Equal(b.Bytes(), before[0].Text) {
+		t.Errorf("the dead one: %d bytes, %v", b.Len(), err)
+	}
+	if err := q.Release(before[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	if d := lease(t, q); d.Env.ID != before[0].ID || !bytes.Equal(text(t, d), before[0].Text) {
+		t.Error("another message, or it has changed")
+	}
+}
+
 func TestAStreamThatIsNotOursIsNotBelieved(t *testing.T) {
 	// Somebody answers on the subject that is not the stream.
 	a := parseAck(&nats.Msg{Data: []byte(`{"stream":"OTHER","seq":7}`)}, "MAIL")
