@@ -136,11 +136,29 @@ func (q *Queue) connect(ctx context.Context) error {
 	if deadline, ok := ctx.Deadline(); ok {
 		dial = min(dial, max(time.Until(deadline)/time.Duration(len(q.o.URLs)), time.Millisecond))
 	}
-	nc, err := nats.Connect(strings.Join(q.o.URLs, ","), append(options, nats.Timeout(dial))...)
+	options = append(options, nats.Timeout(dial))
+	nc, err := nats.Connect(strings.Join(q.o.URLs, ","), options...)
+	if refusedByTLS(err) { // or it was on its way down
+		nc, err = nats.Connect(strings.Join(q.o.URLs, ","), options...)
+	}
 	if err != nil {
-		return fmt.Errorf("jetstream: connect to %s: %w", q.servers(), err)
+		hint := ""
+		if refusedByTLS(err) && q.o.Cert == "" {
+			hint = " (does it want a certificate of ours?)"
+		}
+		return fmt.Errorf("jetstream: connect to %s: %w%s", q.servers(), err, hint)
 	}
 	return q.use(nc)
+}
+
+// refusedByTLS says that the server, or we, ended the connection for what was in the handshake. With TLS 1.3 a client has often
+// completed it by then, and may see the end of the connection before it sees the server's alert.
+func refusedByTLS(err error) bool {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
+		return true // an alert
+	}
+	timeout, ok := errors.AsType[net.Error](err)
+	return errors.Is(err, nats.ErrTLS) && !(ok && timeout.Timeout())
 }
 
 // connectLater gives a connection that goes on trying.
@@ -423,8 +441,8 @@ func (q *Queue) Close() error {
 // Transient says of an error of Check whether Open would go on in spite of it, for waiting may help: the cluster is not there, has no leader
 // yet, or has no JetStream.
 func Transient(err error) bool {
-	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
-		return false // a TLS alert: the server does not like our certificate, or our having none
+	if refusedByTLS(err) {
+		return false
 	}
 	if errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked) ||
 		errors.Is(err, nats.ErrSecureConnRequired) || errors.Is(err, nats.ErrSecureConnWanted) || errors.Is(err, nats.ErrNkeysNotSupported) {
