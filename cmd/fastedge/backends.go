@@ -178,6 +178,7 @@ func (b both) Stats() queue.Stats {
 	}
 	st.Bytes += there.Bytes
 	st.Damaged += there.Damaged
+	st.Partial = there.Partial
 	if st.Oldest.IsZero() || !there.Oldest.IsZero() && there.Oldest.Before(st.Oldest) {
 		st.Oldest = there.Oldest
 	}

@@ -277,6 +277,11 @@ func TestMailSurvivesTheLossOfTheRelayOfANodeOfTheLeaderAndOfTheEdge(t *testing.
 			goesOn("the start")
 			relay.kill() // what it had in hand comes again half a minute later, while other things happen
 			relay = serve(t, relay.dir, relayConfig)
+			t.Cleanup(func() {
+				if t.Failed() {
+					t.Logf("relay: %s\n%s", relay.fastedge("queue", "stat"), relay.log)
+				}
+			})
 			goesOn("the loss of the relay")
 			// of gives a node that is, or is not, the stream's leader.
 			of := func(leader bool) *natsNode {

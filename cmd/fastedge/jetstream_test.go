@@ -17,6 +17,7 @@ import (
 	nats "github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nkeys"
 
+	"github.com/fastedge/fastedge/internal/nettest"
 	"github.com/fastedge/fastedge/queue"
 )
 
@@ -56,6 +57,30 @@ func TestCheckAndServeThinkAlikeOfAServerWithoutJetStream(t *testing.T) {
 	p := serve(t, t.TempDir(), config)
 	if st := p.stat(t); st.Alarm == "" {
 		t.Errorf("no alarm: %+v", st)
+	}
+}
+
+func TestQueueStatFailsAsQueueListDoesWhenTheClusterIsAway(t *testing.T) {
+	for _, engine := range []string{"jetstream", "spool+jetstream"} {
+		config := strings.Replace(onJetStream("nats://"+nettest.Nobody(t), `timeout = "1s"`), `"jetstream"`, `"`+engine+`"`, 1)
+		p := serve(t, t.TempDir(), config)
+		for _, running := range []bool{true, false} {
+			if !running {
+				p.term()
+			}
+			for _, verb := range [][]string{{"queue", "list"}, {"queue", "stat"}, {"queue", "stat", "--json"}} {
+				cmd := p.verb(verb...)
+				var stderr bytes.Buffer
+				cmd.Stderr = &stderr
+				out, err := cmd.Output()
+				if cmd.ProcessState.ExitCode() != exitFailure || !strings.Contains(stderr.String(), "no servers available") && !strings.Contains(stderr.String(), "refused") {
+					t.Errorf("%s, running %v: %v: %v\n%s%s", engine, running, verb, err, out, &stderr)
+				}
+				if verb[1] == "stat" && !bytes.Contains(bytes.ToLower(out), []byte("alarm")) {
+					t.Errorf("%s, running %v: %v says\n%s", engine, running, verb, out)
+				}
+			}
+		}
 	}
 }
 

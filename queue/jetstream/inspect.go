@@ -56,12 +56,13 @@ type local struct {
 	ready, leased, waiting int
 	records                int // of them have a state record
 	ids                    map[envelope.ID]queue.State
+	noted                  map[envelope.ID]uint64 // of those waiting whose record is with the cluster: its place
 }
 
 func (q *Queue) local() (l local) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	l.ids = make(map[envelope.ID]queue.State, len(q.byID))
+	l.ids, l.noted = make(map[envelope.ID]queue.State, len(q.byID)), map[envelope.ID]uint64{}
 	now := q.o.Now()
 	for id, e := range q.byID {
 		state := e.state
@@ -70,6 +71,9 @@ func (q *Queue) local() (l local) {
 			l.leased++
 		case state == queue.Waiting && e.due.After(now):
 			l.waiting++
+			if e.job == nil && e.recordSeq != 0 {
+				l.noted[id] = e.recordSeq
+			}
 		case state == queue.Waiting, state == queue.Ready:
 			state = queue.Ready
 			l.ready++
@@ -92,7 +96,10 @@ func (q *Queue) Stats() queue.Stats {
 	for state := queue.Ready; state <= queue.Damaged; state++ {
 		st.Messages[state.String()] = 0
 	}
-	if q.usable() != nil {
+	if err := q.usable(); err != nil {
+		if st.Partial = true; st.Alarm == "" {
+			st.Alarm = "JetStream: " + trouble(err)
+		}
 		return st
 	}
 	ctx, cancel := context.WithTimeout(q.ctx, q.o.Timeout)
@@ -107,7 +114,7 @@ func (q *Queue) Stats() queue.Stats {
 	for i, name := range []string{q.o.Stream, q.o.stateStream(), q.o.heldStream(), q.o.deadStream()} {
 		info, err := q.streamInfo(ctx, name)
 		if err != nil {
-			if st.Alarm == "" {
+			if st.Partial = true; st.Alarm == "" {
 				st.Alarm = "JetStream: " + trouble(err)
 			}
 			return st
@@ -141,15 +148,20 @@ func (q *Queue) Stats() queue.Stats {
 	l := q.local()
 	var c js.ConsumerInfo
 	if err := q.api(ctx, "CONSUMER.INFO."+q.o.Stream+"."+q.o.Durable, struct{}{}, &c); err != nil && !isAPI(err, js.JSErrCodeConsumerNotFound) {
+		if st.Partial = true; st.Alarm == "" {
+			st.Alarm = "JetStream: " + trouble(err)
+		}
 		return st
 	}
 	// State records of others: each is of a message that waits, or is due and not taken yet.
 	waiting, due := max(0, int(states.State.Msgs)-int(held.State.Msgs)-int(dead.State.Msgs)-l.records), 0
-	if waiting > 0 && states.State.Msgs <= maxStatStates {
+	if (waiting > 0 || len(l.noted) > 0) && states.State.Msgs <= maxStatStates {
 		waiting = 0
 		now := q.o.Now()
+		gone := len(l.noted) // of those that wait here: held, dropped or settled from elsewhere, unless their record is what we know
 		for m, err := range q.page(ctx, q.o.stateStream()) {
 			if err != nil {
+				gone = 0
 				break
 			}
 			r, err := parseRecord(m)
@@ -159,6 +171,9 @@ func (q *Queue) Stats() queue.Stats {
 			if id, err := envelope.ParseID(m.subject[strings.LastIndexByte(m.subject, '.')+1:]); err != nil {
 				continue
 			} else if _, here := l.ids[id]; here {
+				if seq, ok := l.noted[id]; ok && seq == m.seq {
+					gone--
+				}
 				continue
 			}
 			if r.State == queue.Waiting && r.Next.After(now) {
@@ -167,10 +182,11 @@ func (q *Queue) Stats() queue.Stats {
 				due++
 			}
 		}
+		l.waiting -= min(max(gone, 0), l.waiting)
 	}
 	elsewhere := max(0, c.NumAckPending-l.ready-l.leased-l.waiting-waiting-due)
-	st.Messages["waiting"] = l.waiting + waiting
-	st.Messages["leased"] = l.leased + elsewhere
+	st.Messages["waiting"] = min(l.waiting+waiting, int(mail.State.Msgs))
+	st.Messages["leased"] = min(l.leased+elsewhere, int(mail.State.Msgs)-st.Messages["waiting"])
 	st.Messages["ready"] = max(0, int(mail.State.Msgs)-st.Messages["waiting"]-st.Messages["leased"])
 	return st
 }
