@@ -307,6 +307,11 @@ func (q *Queue) watch() {
 		case <-ticker.C:
 		case <-q.probeAt:
 		}
+		select { // what follows may wait for the cluster, again and again: leases come first
+		case <-beat.C:
+			q.heartbeat()
+		default:
+		}
 		if q.brk.is(stateOpen) || !q.ready.Load() {
 			if err := q.probe(); err == nil {
 				q.brk.probed()
@@ -338,7 +343,7 @@ func (q *Queue) probe() error {
 	if !q.nc.IsConnected() {
 		return nats.ErrDisconnected
 	}
-	ctx, cancel := context.WithTimeout(q.ctx, q.o.Timeout)
+	ctx, cancel := q.looking()
 	defer cancel()
 	if !q.ready.Load() {
 		return q.setup(ctx)
@@ -353,6 +358,11 @@ func (q *Queue) probe() error {
 	return quorum(info)
 }
 
+// looking bounds what watch asks, which keeps leases alive besides.
+func (q *Queue) looking() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(q.ctx, min(q.o.Timeout, max(q.o.AckWait/3, 2*time.Second)))
+}
+
 // suspect is told that a stream did not answer as one that is there. It may be looking for a leader, or have been deleted.
 func (q *Queue) suspect() {
 	q.suspected.Store(true)
@@ -361,7 +371,7 @@ func (q *Queue) suspect() {
 
 // verify makes streams again that somebody has deleted, or refuses mail until they are there. A cluster that does not answer is no news here.
 func (q *Queue) verify() {
-	ctx, cancel := context.WithTimeout(q.ctx, q.o.Timeout)
+	ctx, cancel := q.looking()
 	defer cancel()
 	err := q.setup(ctx)
 	if _, wrong := errors.AsType[*Misconfigured](err); !wrong {

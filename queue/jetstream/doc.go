@@ -45,8 +45,10 @@
 // # When the cluster does not answer
 //
 // Every wait is bounded by Timeout. A lost connection, or two commits in a row without any answer, open the breaker: Room and Commit fail at once
-// with ErrUnavailable. Each second, and when a connection comes back, a probe looks for a stream with a leader and a quorum; then the next
-// commit is tried, and closes the breaker or opens it again. Open works without a cluster; it fails when it is told that it may not come
+// with ErrUnavailable. Each second, and when a connection comes back, a probe looks for a stream with a leader and a quorum; then the queue is
+// ready, and the next commit closes the breaker or opens it again. A stream that does not answer as one that exists is looked for: with Create it is made
+// again, without it mail is refused until it is there. Leases from a mail stream that was deleted are forgotten: its sequence numbers are
+// those of other messages now. Open works without a cluster; it fails when it is told that it may not come
 // in, or when a stream can't keep the promise.
 //
 // # Leasing
@@ -61,13 +63,22 @@
 // Messages that wait count against the consumer's MaxAckPending (65536): beyond that many deferred messages new ones wait in the stream until some of
 // these are due. A relay's memory for one that waits is about 300 bytes.
 //
-// Dead, held and damaged messages are moved: record, copy, then acknowledgement, so that a death in between leaves two, and the next relay
-// completes the move. Objects go with their message. One that has none, for an edge died between the two, is removed by a relay's or edge's
-// start when it is older than a day and than everything in the mail stream.
+// Dead, held and damaged messages are moved: record, copy, the copy read back, then acknowledgement, so that a death in between leaves two, and the next
+// relay completes the move. What came damaged is read from the stream once more before.
+//
+// A settlement is tried until it succeeds, with pauses up to 5 s. A stream that takes nothing, full or gone, keeps its messages waiting, and nobody else's:
+// acknowledgements have places of their own. With 1024 settlements unfinished, or 64 MiB of messages in them, nothing is leased; Stats has an
+// alarm with the reason after the third failure.
+//
+// Objects go with their message. A commit that comes again finds its object by name, and uses it. What is left over, for an edge died at the wrong
+// moment, is removed by a sweep at the start and every six hours: an object of this stream that is older than a day, whose message would be older
+// than everything in the mail stream, and that no state, held or dead message has; and chunks of that age that no description points to.
+// Whose an object is stands in its metadata, and in the header of its chunks, so that systems may share a bucket.
 //
 // # Goroutines and ownership
 //
 // Commit runs on its caller's, one at a time, and borrows the envelopes until it returns. nats.go calls acked, batchAcked and fetched on one goroutine
-// each. watch probes and keeps leases alive. Each settlement has a goroutine, 64 of them at work at once; there are no more than leases.
+// each. watch probes and keeps leases alive. Each settlement has a goroutine; of those that only
+// acknowledge 64 talk to the cluster at once, of the others 16, one try at a time.
 // Queue.mu is for memory work; a message published under it waits for the connection at most Timeout.
 package jetstream
