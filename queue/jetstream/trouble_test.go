@@ -5,7 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -425,6 +429,42 @@ func TestBreakerOpensAfterFailuresInARowAndClosesWithTheFirstAnswer(t *testing.T
 		t.Error("opening is news once")
 	}
 	allowed(false)
+}
+
+// The connection was lost and is back: an edge behind a load balancer gets no mail, and a relay makes no commit, until there is no alarm.
+func TestAnEdgeIsReadyAgainWithoutMail(t *testing.T) {
+	s := alone(t, t.TempDir())
+	q := opened(t, Options{}, s)
+	q.disconnected(errors.New("a blip"))
+	if q.Stats().Alarm == "" || q.Room() == nil {
+		t.Error("no alarm when the connection is lost")
+	}
+	q.reconnected()
+	eventually(t, "there is no alarm", func() bool { return q.Stats().Alarm == "" && q.Room() == nil })
+}
+
+func TestWhatWaitingMayHelpAgainst(t *testing.T) {
+	for _, test := range []struct {
+		err  error
+		want bool
+	}{
+		{context.DeadlineExceeded, true},
+		{nats.ErrNoServers, true},
+		{nats.ErrNoResponders, true}, // no JetStream yet
+		{&js.APIError{Code: 503, ErrorCode: 10008, Description: "jetstream system temporarily unavailable"}, true},
+		{&js.APIError{Code: 503, ErrorCode: 10076, Description: "jetstream not enabled"}, true},
+		{&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, true},
+		{fmt.Errorf("%w: %w", nats.ErrTLS, &net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}), true},
+		{&net.OpError{Op: "remote error", Err: errors.New("tls: certificate required")}, false},
+		{fmt.Errorf("%w: connection closed by remote after TLS handshake: %w", nats.ErrTLS, io.EOF), false},
+		{nats.ErrAuthorization, false},
+		{&js.APIError{Code: 400, ErrorCode: 10065, Description: "subjects overlap with an existing stream"}, false},
+		{errors.New("nats: invalid credentials"), false},
+	} {
+		if got := Transient(fmt.Errorf("jetstream: %w", test.err)); got != test.want {
+			t.Errorf("%v: %v", test.err, got)
+		}
+	}
 }
 
 func TestServersAreShownWithoutTheirPasswords(t *testing.T) {
