@@ -237,6 +237,8 @@ type Stats struct {
 	FreeBytes  int64          `json:"free_bytes"`
 	Durability string         `json:"durability"`
 	Alarm      string         `json:"alarm,omitempty"` // what an operator must look at now
+	// Partial says that not all of the queue could be asked: Messages and Bytes are those of what could. Alarm says why.
+	Partial bool `json:"partial,omitempty"`
 	// Parts are the engines behind an engine made of several, by name. Messages, Bytes and Damaged above are their sums.
 	Parts map[string]Stats `json:"parts,omitempty"`
 }

@@ -28,7 +28,7 @@ func (res *result) jetstreamCells() [][][]string {
 		}
 		times := func(a, b *spread) string { return pair(a, b, func(a, b float64) float64 { return a / b }).String() }
 		for _, line := range []struct{ mode, as string }{
-			{"alone", "one after the other"}, {"off", "one by one, within a window"}, {"fast", "fast batch"}, {"atomic", "atomic batch"},
+			{"alone", "one after the other"}, {"off", "one by one, within a window"}, {"fast", "fast batch"}, {"atomic", "atomic batch"}, {"auto", "auto"},
 		} {
 			if r := rate(line.mode); r != nil {
 				publish = append(publish, []string{line.as, strings.Replace(copies, "-", ", sync_interval: ", 1), r.String(), times(r, rate("off")), times(r, rate("alone"))})

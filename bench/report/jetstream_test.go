@@ -15,6 +15,7 @@ pkg: github.com/fastedge/fastedge/bench
 BenchmarkPublish/replicas=3/batch=alone-2 5 900000 ns/op 1000 msgs/s
 BenchmarkPublish/replicas=3/batch=off-2 5 90000 ns/op 8000 msgs/s
 BenchmarkPublish/replicas=3/batch=fast-2 5 60000 ns/op 12000 msgs/s
+BenchmarkPublish/replicas=3/batch=auto-2 5 60000 ns/op 11500 msgs/s
 `), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -30,5 +31,5 @@ BenchmarkPublish/replicas=3/batch=fast-2 5 60000 ns/op 12000 msgs/s
 	if err != nil {
 		t.Fatal(err)
 	}
-	has(t, text, "| spool ", "| 4,000 ", "| jetstream, three copies ", "| 470 ", "| one by one, within a window ", "| 12,000 ", "| 1.50 ", "| 12.0 ")
+	has(t, text, "| auto ", "| 11,500 ", "| spool ", "| 4,000 ", "| jetstream, three copies ", "| 470 ", "| one by one, within a window ", "| 12,000 ", "| 1.50 ", "| 12.0 ")
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"maps"
-	"net"
 	"os"
 	"strings"
 	"time"
@@ -179,6 +178,7 @@ func (b both) Stats() queue.Stats {
 	}
 	st.Bytes += there.Bytes
 	st.Damaged += there.Damaged
+	st.Partial = there.Partial
 	if st.Oldest.IsZero() || !there.Oldest.IsZero() && there.Oldest.Before(st.Oldest) {
 		st.Oldest = there.Oldest
 	}
@@ -277,8 +277,8 @@ func openInspector(cfg *config.Config, log *slog.Logger) (i queue.Inspector, clo
 	return there, there.Close, nil
 }
 
-// checkJetStream says what of the cluster is not as the configuration wants it, without changing anything. A cluster that does not answer is
-// a warning: serve starts without it.
+// checkJetStream says what of the cluster is not as the configuration wants it, without changing anything: problems where serve would not
+// start, warnings where it would. A cluster that does not answer is a warning: serve starts without it.
 func checkJetStream(cfg *config.Config) (warnings []config.Problem, problems config.Problems) {
 	if !cfg.UsesJetStream() {
 		return nil, nil
@@ -286,24 +286,29 @@ func checkJetStream(cfg *config.Config) (warnings []config.Problem, problems con
 	const key = "queue.jetstream"
 	ctx, cancel := context.WithTimeout(context.Background(), maxFirstLook)
 	defer cancel()
-	differences, err := jetstream.Check(ctx, jetstreamOptions(cfg, slog.New(slog.DiscardHandler)))
-	for _, difference := range differences {
-		warnings = append(warnings, config.Problem{Key: key, Message: key + ": " + difference})
+	found, err := jetstream.Check(ctx, jetstreamOptions(cfg, slog.New(slog.DiscardHandler)))
+	if err == nil {
+		list := func(to *[]config.Problem, differences []string) {
+			for _, difference := range differences {
+				*to = append(*to, config.Problem{Key: key, Message: key + ": " + difference})
+			}
+		}
+		list((*[]config.Problem)(&problems), found.Wrong)
+		if cfg.Queue.JetStream.Create { // serve makes it
+			list(&warnings, found.Missing)
+		} else {
+			list((*[]config.Problem)(&problems), found.Missing)
+		}
+		list(&warnings, found.Notes)
 	}
 	switch {
 	case err == nil:
-	case away(err):
+	case jetstream.Transient(err):
 		warnings = append(warnings, config.Problem{Key: key, Message: key + ": not verified: " + err.Error()})
 	default:
 		problems = append(problems, config.Problem{Key: key, Message: err.Error()})
 	}
 	return warnings, problems
-}
-
-// away says whether err is that of a cluster that did not answer.
-func away(err error) bool {
-	var network net.Error
-	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &network) || strings.Contains(err.Error(), "no servers available")
 }
 
 // discard says yes to everything and keeps nothing: for benchmarks of what stands in front of it.

@@ -16,9 +16,13 @@ import (
 )
 
 // embeddedNATS is a server within this process.
-func embeddedNATS(t *testing.T) *nats.Server {
+func embeddedNATS(t *testing.T, change ...func(*nats.Options)) *nats.Server {
 	t.Helper()
-	s, err := nats.NewServer(&nats.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true})
+	o := &nats.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true}
+	for _, f := range change {
+		f(o)
+	}
+	s, err := nats.NewServer(o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,9 +13,13 @@ import (
 
 // refusingHop is a next hop that refuses one recipient for good and defers another until it is told to be kind.
 func refusingHop(t *testing.T) (addr string, kind *atomic.Bool) {
+	return refusingHopAt(t, "127.0.0.1:0")
+}
+
+func refusingHopAt(t *testing.T, at string) (addr string, kind *atomic.Bool) {
 	t.Helper()
 	kind = new(atomic.Bool)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := net.Listen("tcp", at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,8 +72,15 @@ func refusingHop(t *testing.T) (addr string, kind *atomic.Bool) {
 }
 
 func TestRefusedMailIsKeptDeadWithTheReplyUntilAnOperatorDecides(t *testing.T) {
+	for engine, config := range map[string]string{"spool": minimalConfig, "jetstream": onJetStream(embeddedNATS(t).ClientURL(), "")} {
+		t.Run(engine, func(t *testing.T) { refusedMail(t, config) })
+	}
+}
+
+func refusedMail(t *testing.T, config string) {
 	hop, kind := refusingHop(t)
-	p := serve(t, t.TempDir(), minimalConfig+"[relay]\nnext_hop = [\"smtp://"+hop+"\"]\n")
+	config += "[relay]\nnext_hop = [\"smtp://" + hop + "\"]\n"
+	p := serve(t, t.TempDir(), config)
 	c, err := hello(p.addr[0])
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +127,7 @@ func TestRefusedMailIsKeptDeadWithTheReplyUntilAnOperatorDecides(t *testing.T) {
 
 	// It outlives the process, and goes out when it is released and the next hop takes it.
 	p.kill()
-	p = serve(t, p.dir, minimalConfig+"[relay]\nnext_hop = [\"smtp://"+hop+"\"]\n")
+	p = serve(t, p.dir, config)
 	if e = show(dead); e.State != queue.Dead || !strings.Contains(e.Recipients[0].Reply, "550 5.1.1") {
 		t.Errorf("after kill -9: %+v", e)
 	}

@@ -3,10 +3,8 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -241,9 +239,9 @@ func (r *running) verdict() *report.Run {
 	return runs[0]
 }
 
-// kill -9 of a node, of the leader and of the edge, while mail comes in: everything that was acknowledged arrives, and mail goes on by itself
+// kill -9 of the relay, of a node, of the leader and of the edge, while mail comes in: everything that was acknowledged arrives, and mail goes on by itself
 // each time.
-func TestMailSurvivesTheLossOfANodeOfTheLeaderAndOfTheEdge(t *testing.T) {
+func TestMailSurvivesTheLossOfTheRelayOfANodeOfTheLeaderAndOfTheEdge(t *testing.T) {
 	for _, engine := range []string{"jetstream", "spool+jetstream"} {
 		t.Run(engine, func(t *testing.T) {
 			t.Parallel()
@@ -260,7 +258,8 @@ func TestMailSurvivesTheLossOfANodeOfTheLeaderAndOfTheEdge(t *testing.T) {
 			edgeDir, addr := t.TempDir(), freeAddress(t)
 			edgeConfig := atPort(jetstreamConfig(c, engine, ""), addr)
 			edge := serve(t, edgeDir, edgeConfig)
-			relay := serve(t, t.TempDir(), jetstreamConfig(c, "jetstream", "")+"[relay]\nnext_hop = [\"smtp://"+received.Addr().String()+"\"]\nretry = [\"500ms\"]\n")
+			relayConfig := jetstreamConfig(c, "jetstream", "") + "[relay]\nnext_hop = [\"smtp://" + received.Addr().String() + "\"]\nretry = [\"500ms\"]\n"
+			relay := serve(t, t.TempDir(), relayConfig)
 			c.wait("a whole cluster", func() bool { return c.whole("MAIL") })
 
 			load := startRunning(t, addr, "--rate", "100/s", "--connections", "10", "--timeout", "30s", "--size", "1KiB..16KiB", "--verify", "sink://"+received.Addr().String())
@@ -276,6 +275,14 @@ func TestMailSurvivesTheLossOfANodeOfTheLeaderAndOfTheEdge(t *testing.T) {
 				t.Logf("%s: 100 messages %.1f s after %s", engine, time.Since(start).Seconds(), what)
 			}
 			goesOn("the start")
+			relay.kill() // what it had in hand comes again half a minute later, while other things happen
+			relay = serve(t, relay.dir, relayConfig)
+			t.Cleanup(func() {
+				if t.Failed() {
+					t.Logf("relay: %s\n%s", relay.fastedge("queue", "stat"), relay.log)
+				}
+			})
+			goesOn("the loss of the relay")
 			// of gives a node that is, or is not, the stream's leader.
 			of := func(leader bool) *natsNode {
 				var node *natsNode
@@ -390,26 +397,6 @@ func TestQueueCommandsSeeWhatJetStreamHolds(t *testing.T) {
 	}
 }
 
-// oneShot runs a verb to its end and gives its exit code and all that it printed.
-func oneShot(t *testing.T, config string, args ...string) (int, string) {
-	t.Helper()
-	cmd := command(t, t.TempDir(), config, args...)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := time.AfterFunc(patience, func() { cmd.Process.Kill() })
-	err := cmd.Wait()
-	if !ended.Stop() {
-		t.Fatalf("%v does not end:\n%s", args, &out)
-	}
-	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
-		t.Fatal(err)
-	}
-	return cmd.ProcessState.ExitCode(), out.String()
-}
-
 func TestAWrongPasswordOfJetStreamIsAnErrorAtOnce(t *testing.T) {
 	c := startNATS(t, natsServer(t), 1, "authorization { user: mail, password: right }")
 	for _, engine := range []string{"jetstream", "spool+jetstream"} {
@@ -432,6 +419,12 @@ func TestCheckSaysHowTheStreamDiffers(t *testing.T) {
 	if code, out := oneShot(t, config, "check"); code != exitOK || !strings.Contains(out, "stream MAIL does not exist") {
 		t.Errorf("before the first start: %d\n%s", code, out)
 	}
+	if code, out := oneShot(t, config+"create = false\n", "check"); code != exitConfig || !strings.Contains(out, "stream MAIL does not exist") {
+		t.Errorf("with nobody who makes it: %d\n%s", code, out)
+	}
+	if code, out := oneShot(t, config+"create = false\n", "serve"); code != exitFailure || !strings.Contains(out, "stream MAIL does not exist") {
+		t.Errorf("serve with nobody who makes it: %d\n%s", code, out)
+	}
 	p := serve(t, t.TempDir(), config)
 	p.wait("the stream", func() bool { return p.stat(t).Alarm == "" })
 	p.term()
@@ -439,7 +432,7 @@ func TestCheckSaysHowTheStreamDiffers(t *testing.T) {
 		t.Errorf("after it: %d\n%s", code, out)
 	}
 	three := strings.Replace(config, "replicas = 1", "replicas = 3", 1)
-	if code, out := oneShot(t, three, "check"); code != exitOK || !strings.Contains(out, "stream MAIL has 1 replicas, not 3") {
+	if code, out := oneShot(t, three, "check"); code != exitConfig || !strings.Contains(out, "stream MAIL has 1 replicas, not 3") {
 		t.Errorf("with more replicas: %d\n%s", code, out)
 	}
 	if code, out := oneShot(t, three, "serve"); code != exitFailure || !strings.Contains(out, "stream MAIL has 1 replicas, not 3") {
@@ -466,19 +459,4 @@ func TestAnEdgeStartsWithoutItsClusterAndTakesItWhenItComes(t *testing.T) {
 	}
 	c.start(c.nodes[0])
 	delivered(p, "Subject: late\r\n\r\n")
-}
-
-// delivered is the id of a message that the edge has taken, at the first try or a later one.
-func delivered(p *process, text string) (id string) {
-	p.t.Helper()
-	p.wait("a message to be taken", func() bool {
-		client, err := hello(p.addr[0])
-		if err != nil {
-			return false
-		}
-		defer client.Close()
-		id, err = client.deliver(text)
-		return err == nil
-	})
-	return id
 }

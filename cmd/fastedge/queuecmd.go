@@ -155,8 +155,12 @@ func (c *queueStatCmd) Run(a *app) error {
 		if err != nil {
 			return err
 		}
+		var partial error
+		if s.Partial { // as list says it
+			partial = fmt.Errorf("not all of the queue could be asked: %s", printable(s.Alarm))
+		}
 		if c.JSON {
-			return json.NewEncoder(a.stdout).Encode(s)
+			return errors.Join(json.NewEncoder(a.stdout).Encode(s), partial)
 		}
 		t := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 		for state := queue.Ready; state <= queue.Damaged; state++ {
@@ -182,7 +186,7 @@ func (c *queueStatCmd) Run(a *app) error {
 		if s.Alarm != "" {
 			fmt.Fprintf(t, "ALARM\t%s\n", printable(s.Alarm))
 		}
-		return t.Flush()
+		return errors.Join(t.Flush(), partial)
 	})
 }
 

@@ -86,6 +86,8 @@ var door = map[string][]string{
 	"github.com/klauspost/compress":           {"httpedge"},
 	"github.com/nats-io/nats.go":              {"queue/jetstream"},
 	"github.com/nats-io/nats-server/v2":       {"queue/jetstream", "queue/forward", "cmd/fastedge"}, // in tests
+	"github.com/nats-io/jwt/v2":               {"cmd/fastedge"},                                     // in tests
+	"github.com/nats-io/nkeys":                {"cmd/fastedge"},                                     // in tests
 	"github.com/synadia-io/orbit.go":          {"queue/jetstream"},
 	"github.com/gaissmai/bart":                {"policy"},
 	"github.com/expr-lang/expr":               {"policy/rules"},

@@ -226,15 +226,15 @@ var keys = map[string]rule{
 	"queue.jetstream.key":         {doc: "PEM file with its private key."},
 	"queue.jetstream.durable":     {check: checkStream, doc: "Name of the consumer that the relays share."},
 	"queue.jetstream.batch": {words: words("auto fast atomic off"),
-		doc: "auto | fast | atomic | off. How messages are put together on the way; auto is the best that the servers can."},
+		doc: "auto | fast | atomic | off. How messages are put together on the way; auto measures which is the fastest."},
 	"queue.jetstream.window":       {min: 1, max: 1_000_000, doc: "Messages that may wait for the servers' word; more get 451."},
 	"queue.jetstream.window_bytes": {min: mib, max: 64 * gib, doc: "The same in bytes."},
 	"queue.jetstream.timeout":      {min: 10 * ms, max: hour, doc: "How long the servers may take to acknowledge a message; then it is 451."},
 	"queue.jetstream.duplicates": {min: 100 * ms, max: 7 * 24 * hour,
 		doc: "How long the stream knows a message again, so that one that is published twice is kept once."},
 	"queue.jetstream.max_bytes":     {max: math.MaxInt64, doc: "Size of the stream; when it is full, mail is refused with 452. 0 is no limit."},
-	"queue.jetstream.dead_subject":  {check: checkSubject, doc: "Where the relay puts messages that it gives up."},
-	"queue.jetstream.object_bucket": {check: checkBucket, doc: "Object store for messages that are larger than what the servers take."},
+	"queue.jetstream.dead_subject":  {check: orEmpty(checkSubject), doc: `Where the relay puts messages that it gives up; "" is the subject with dead as its last word, so mail.dead.`},
+	"queue.jetstream.object_bucket": {check: orEmpty(checkBucket), doc: `Object store for messages that are larger than what the servers take; "" is the stream's name with _LARGE.`},
 
 	"relay": {doc: "Where accepted mail goes."},
 	"relay.next_hop": {

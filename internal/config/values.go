@@ -302,6 +302,16 @@ func checkSubject(s string) error {
 	return nil
 }
 
+// orEmpty lets "" stand for a default that depends on other keys.
+func orEmpty(check func(string) error) func(string) error {
+	return func(s string) error {
+		if s == "" {
+			return nil
+		}
+		return check(s)
+	}
+}
+
 // checkBucket takes the name of an object store.
 func checkBucket(s string) error {
 	if s == "" || len(s) > maxSubject || strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {

@@ -17,7 +17,7 @@ import (
 // baseline: one message, one acknowledgement, then the next.
 func BenchmarkCommit(b *testing.B) {
 	for _, replicas := range []int{1, 3} {
-		for _, batch := range []string{"single", "off", "fast", "atomic"} {
+		for _, batch := range []string{"single", "off", "fast", "atomic", "auto"} {
 			for _, n := range []int{8, 64, 256} {
 				b.Run(fmt.Sprintf("replicas=%d/batch=%s/messages=%d", replicas, batch, n), func(b *testing.B) {
 					var servers []*server.Server

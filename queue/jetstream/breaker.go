@@ -87,11 +87,12 @@ func (b *breaker) is(state breakerState) bool {
 	return b.state == state
 }
 
-// alarm says what is wrong and since when, or nothing.
+// alarm says what is wrong and since when, or nothing. Half open is ready: an edge behind a load balancer gets the commit that decides only when
+// it says so, and a relay never makes one.
 func (b *breaker) alarm() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.state == stateClosed {
+	if b.state != stateOpen {
 		return ""
 	}
 	return fmt.Sprintf("JetStream: %s, since %s", b.reason, b.since.UTC().Format(time.RFC3339))

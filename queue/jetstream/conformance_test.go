@@ -35,7 +35,7 @@ func alone(t testing.TB, dir string, change ...func(*server.Options)) *server.Se
 }
 
 func TestConformance(t *testing.T) {
-	for _, batch := range []string{"auto", "atomic", "off"} {
+	for _, batch := range []string{"auto", "fast", "atomic", "off"} {
 		t.Run(batch, func(t *testing.T) {
 			servers := map[string]*server.Server{}
 			queuetest.TestBackend(t, func(t testing.TB, dir string, now func() time.Time) queuetest.Engine {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -39,10 +40,12 @@ type Queue struct {
 	pub        publisher
 	scratch    []byte // a message's body while it is published; protected by committing
 
-	ready     atomic.Bool  // streams have been verified
-	maxMsg    atomic.Int64 // longest message that the stream takes, header included
-	mode      atomic.Int32 // batchMode
-	fullUntil atomic.Int64 // by Options.Now, nanoseconds: the stream refused a message for want of room
+	ready      atomic.Bool  // streams have been verified
+	maxMsgSize atomic.Int64 // longest message that the stream takes, header included; 0 is no limit of its own
+	mode       atomic.Int32 // batchMode; not with auto
+	ways       []batchMode  // that setup has found
+	choose     chooser      // of auto
+	fullUntil  atomic.Int64 // by Options.Now, nanoseconds: the stream refused a message for want of room
 
 	committed, commits, failures, damaged atomic.Uint64
 	asyncErr                              atomic.Pointer[string] // what the server last complained of
@@ -55,9 +58,26 @@ type Queue struct {
 	leases   map[*queue.Delivery]*entry
 	leasers  []chan struct{} // each is waiting for a message
 	pull     pull
-	consumer *consumer // nil until the first Lease
-	jobs     chan struct{}
-	running  sync.WaitGroup // jobs
+	consumer *consumer      // nil until the first Lease
+	running  sync.WaitGroup // settlements, and the binding of the consumer
+	closing  chan struct{}  // closed when Close begins
+	// What was settled and is not with the cluster yet.
+	unsettled struct {
+		messages, max int
+		bytes         int64 // of their data
+		stuck         int   // those that have failed stuckTries times
+		reason        string
+		since         time.Time
+	}
+	// Requests of settlements with the cluster now. What only acknowledges does not queue behind what writes: the latter may be impossible for long.
+	acks, moves chan struct{}
+	sweeping    sync.Mutex
+	swept       struct{ descriptions, chunks uint64 } // where the next sweep goes on; protected by sweeping
+
+	mailMade time.Time // when the mail stream was made: with another one sequence numbers mean other messages
+
+	noted     string      // what setup has told the log
+	suspected atomic.Bool // a stream seems to be gone: watch verifies all of them
 
 	oldest struct { // cache of Stats
 		sync.Mutex
@@ -73,8 +93,10 @@ func Open(ctx context.Context, o Options) (*Queue, error) {
 		return nil, err
 	}
 	q := &Queue{
-		o: o, probeAt: make(chan struct{}, 1), byID: map[envelope.ID]*entry{}, leases: map[*queue.Delivery]*entry{}, jobs: make(chan struct{}, maxJobs),
+		o: o, probeAt: make(chan struct{}, 1), byID: map[envelope.ID]*entry{}, leases: map[*queue.Delivery]*entry{},
+		acks: make(chan struct{}, maxAcks), moves: make(chan struct{}, maxMoves), closing: make(chan struct{}),
 	}
+	q.unsettled.max = maxUnsettled
 	q.brk.now = o.Now
 	q.ctx, q.cancel = context.WithCancel(context.Background())
 	q.pub.init(q)
@@ -84,7 +106,7 @@ func Open(ctx context.Context, o Options) (*Queue, error) {
 	}
 	if err != nil {
 		var wrong *Misconfigured
-		if errors.As(err, &wrong) || !transient(err) {
+		if errors.As(err, &wrong) || !Transient(err) {
 			q.cancel()
 			if q.nc != nil {
 				q.nc.Close()
@@ -114,11 +136,29 @@ func (q *Queue) connect(ctx context.Context) error {
 	if deadline, ok := ctx.Deadline(); ok {
 		dial = min(dial, max(time.Until(deadline)/time.Duration(len(q.o.URLs)), time.Millisecond))
 	}
-	nc, err := nats.Connect(strings.Join(q.o.URLs, ","), append(options, nats.Timeout(dial))...)
+	options = append(options, nats.Timeout(dial))
+	nc, err := nats.Connect(strings.Join(q.o.URLs, ","), options...)
+	if refusedByTLS(err) { // or it was on its way down
+		nc, err = nats.Connect(strings.Join(q.o.URLs, ","), options...)
+	}
 	if err != nil {
-		return fmt.Errorf("jetstream: connect to %s: %w", q.servers(), err)
+		hint := ""
+		if refusedByTLS(err) && q.o.Cert == "" {
+			hint = " (does it want a certificate of ours?)"
+		}
+		return fmt.Errorf("jetstream: connect to %s: %w%s", q.servers(), err, hint)
 	}
 	return q.use(nc)
+}
+
+// refusedByTLS says that the server, or we, ended the connection for what was in the handshake. With TLS 1.3 a client has often
+// completed it by then, and may see the end of the connection before it sees the server's alert.
+func refusedByTLS(err error) bool {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
+		return true // an alert
+	}
+	timeout, ok := errors.AsType[net.Error](err)
+	return errors.Is(err, nats.ErrTLS) && !(ok && timeout.Timeout())
 }
 
 // connectLater gives a connection that goes on trying.
@@ -224,6 +264,7 @@ func (q *Queue) disconnected(err error) {
 
 func (q *Queue) reconnected() {
 	q.pub.interrupt()
+	q.choose.again()
 	q.mu.Lock()
 	q.pull.lost()
 	q.mu.Unlock()
@@ -254,7 +295,7 @@ func (q *Queue) watch() {
 	defer ticker.Stop()
 	beat := time.NewTicker(q.o.AckWait / 3)
 	defer beat.Stop()
-	swept := false
+	var verified, sweep time.Time
 	lastError := ""
 	for {
 		select {
@@ -265,6 +306,11 @@ func (q *Queue) watch() {
 			continue
 		case <-ticker.C:
 		case <-q.probeAt:
+		}
+		select { // what follows may wait for the cluster, again and again: leases come first
+		case <-beat.C:
+			q.heartbeat()
+		default:
 		}
 		if q.brk.is(stateOpen) || !q.ready.Load() {
 			if err := q.probe(); err == nil {
@@ -278,10 +324,14 @@ func (q *Queue) watch() {
 				}
 			}
 		}
+		if now := time.Now(); q.ready.Load() && now.Sub(verified) >= tick && q.suspected.Swap(false) {
+			verified = now
+			q.verify()
+		}
 		if q.ready.Load() && !q.brk.is(stateOpen) {
 			q.repull()
-			if !swept {
-				swept = true
+			if now := q.o.Now(); !now.Before(sweep) {
+				sweep = now.Add(sweepEvery)
 				q.loops.Go(q.sweepObjects)
 			}
 		}
@@ -293,16 +343,43 @@ func (q *Queue) probe() error {
 	if !q.nc.IsConnected() {
 		return nats.ErrDisconnected
 	}
-	ctx, cancel := context.WithTimeout(q.ctx, q.o.Timeout)
+	ctx, cancel := q.looking()
 	defer cancel()
 	if !q.ready.Load() {
 		return q.setup(ctx)
 	}
 	info, err := q.streamInfo(ctx, q.o.Stream)
+	if isAPI(err, js.JSErrCodeStreamNotFound) {
+		return q.setup(ctx)
+	}
 	if err != nil {
 		return err
 	}
 	return quorum(info)
+}
+
+// looking bounds what watch asks, which keeps leases alive besides.
+func (q *Queue) looking() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(q.ctx, min(q.o.Timeout, max(q.o.AckWait/3, 2*time.Second)))
+}
+
+// suspect is told that a stream did not answer as one that is there. It may be looking for a leader, or have been deleted.
+func (q *Queue) suspect() {
+	q.suspected.Store(true)
+	q.probeNow()
+}
+
+// verify makes streams again that somebody has deleted, or refuses mail until they are there. A cluster that does not answer is no news here.
+func (q *Queue) verify() {
+	ctx, cancel := q.looking()
+	defer cancel()
+	err := q.setup(ctx)
+	if _, wrong := errors.AsType[*Misconfigured](err); !wrong {
+		return
+	}
+	q.ready.Store(false)
+	q.brk.trip(trouble(err))
+	q.o.Log.Error("jetstream: mail is refused with 451", "error", err)
 }
 
 func quorum(info *js.StreamInfo) error {
@@ -333,6 +410,7 @@ func (q *Queue) Close() error {
 		return queue.ErrClosed
 	}
 	q.closed = true
+	close(q.closing)
 	for _, ch := range q.leasers {
 		close(ch)
 	}
@@ -370,8 +448,12 @@ func (q *Queue) Close() error {
 	return nil
 }
 
-// transient says whether waiting may help: the cluster is not there, or has no leader yet.
-func transient(err error) bool {
+// Transient says of an error of Check whether Open would go on in spite of it, for waiting may help: the cluster is not there, has no leader
+// yet, or has no JetStream.
+func Transient(err error) bool {
+	if refusedByTLS(err) {
+		return false
+	}
 	if errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked) ||
 		errors.Is(err, nats.ErrSecureConnRequired) || errors.Is(err, nats.ErrSecureConnWanted) || errors.Is(err, nats.ErrNkeysNotSupported) {
 		return false
@@ -386,7 +468,7 @@ func transient(err error) bool {
 		return false
 	}
 	if api, ok := errors.AsType[*js.APIError](err); ok {
-		return api.Code == 503 && api.ErrorCode != js.JSErrCodeJetStreamNotEnabled
+		return api.Code == 503
 	}
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, nats.ErrNoResponders) ||
 		errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoServers) || errors.Is(err, nats.ErrDisconnected) ||

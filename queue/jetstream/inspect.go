@@ -32,12 +32,12 @@ func (q *Queue) usable() error {
 	return q.available()
 }
 
-// settled waits, within ctx, until what was settled here is with the cluster.
+// settled waits, within ctx, until what was settled here is with the cluster. What has failed several times is not waited for.
 func (q *Queue) settled(ctx context.Context) {
 	q.mu.Lock()
 	var jobs []chan struct{}
 	for _, e := range q.byID {
-		if e.job != nil {
+		if e.job != nil && !e.stuck {
 			jobs = append(jobs, e.job)
 		}
 	}
@@ -56,12 +56,13 @@ type local struct {
 	ready, leased, waiting int
 	records                int // of them have a state record
 	ids                    map[envelope.ID]queue.State
+	noted                  map[envelope.ID]uint64 // of those waiting whose record is with the cluster: its place
 }
 
 func (q *Queue) local() (l local) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	l.ids = make(map[envelope.ID]queue.State, len(q.byID))
+	l.ids, l.noted = make(map[envelope.ID]queue.State, len(q.byID)), map[envelope.ID]uint64{}
 	now := q.o.Now()
 	for id, e := range q.byID {
 		state := e.state
@@ -70,6 +71,9 @@ func (q *Queue) local() (l local) {
 			l.leased++
 		case state == queue.Waiting && e.due.After(now):
 			l.waiting++
+			if e.job == nil && e.recordSeq != 0 {
+				l.noted[id] = e.recordSeq
+			}
 		case state == queue.Waiting, state == queue.Ready:
 			state = queue.Ready
 			l.ready++
@@ -87,22 +91,30 @@ func (q *Queue) local() (l local) {
 func (q *Queue) Stats() queue.Stats {
 	st := queue.Stats{
 		Committed: q.committed.Load(), Commits: q.commits.Load(), Syncs: q.commits.Load(), SyncErrors: q.failures.Load(), Damaged: q.damaged.Load(),
-		Durability: fmt.Sprintf("jetstream, %d replicas", q.o.Replicas), Alarm: q.brk.alarm(), Messages: map[string]int{},
+		Durability: fmt.Sprintf("jetstream, %d replicas, published %v", q.o.Replicas, q.published()), Alarm: q.brk.alarm(), Messages: map[string]int{},
 	}
 	for state := queue.Ready; state <= queue.Damaged; state++ {
 		st.Messages[state.String()] = 0
 	}
-	if q.usable() != nil {
+	if err := q.usable(); err != nil {
+		if st.Partial = true; st.Alarm == "" {
+			st.Alarm = "JetStream: " + trouble(err)
+		}
 		return st
 	}
 	ctx, cancel := context.WithTimeout(q.ctx, q.o.Timeout)
 	defer cancel()
-	q.settled(ctx)
+	settling, done := context.WithTimeout(ctx, min(q.o.Timeout, statPatience))
+	q.settled(settling)
+	done()
+	if st.Alarm == "" {
+		st.Alarm = q.stuckAlarm()
+	}
 	var infos [4]*js.StreamInfo
 	for i, name := range []string{q.o.Stream, q.o.stateStream(), q.o.heldStream(), q.o.deadStream()} {
 		info, err := q.streamInfo(ctx, name)
 		if err != nil {
-			if st.Alarm == "" {
+			if st.Partial = true; st.Alarm == "" {
 				st.Alarm = "JetStream: " + trouble(err)
 			}
 			return st
@@ -110,6 +122,12 @@ func (q *Queue) Stats() queue.Stats {
 		infos[i] = info
 	}
 	mail, states, held, dead := infos[0], infos[1], infos[2], infos[3]
+	for i, want := range q.want() {
+		// Somebody may have changed it since the start.
+		if wrong, _ := differences(&want, &infos[i].Config); len(wrong) > 0 && st.Alarm == "" {
+			st.Alarm = "JetStream: " + strings.Join(wrong, "; ")
+		}
+	}
 	if err := quorum(mail); err != nil && st.Alarm == "" {
 		st.Alarm = "JetStream: " + trouble(err)
 	}
@@ -130,15 +148,20 @@ func (q *Queue) Stats() queue.Stats {
 	l := q.local()
 	var c js.ConsumerInfo
 	if err := q.api(ctx, "CONSUMER.INFO."+q.o.Stream+"."+q.o.Durable, struct{}{}, &c); err != nil && !isAPI(err, js.JSErrCodeConsumerNotFound) {
+		if st.Partial = true; st.Alarm == "" {
+			st.Alarm = "JetStream: " + trouble(err)
+		}
 		return st
 	}
 	// State records of others: each is of a message that waits, or is due and not taken yet.
 	waiting, due := max(0, int(states.State.Msgs)-int(held.State.Msgs)-int(dead.State.Msgs)-l.records), 0
-	if waiting > 0 && states.State.Msgs <= maxStatStates {
+	if (waiting > 0 || len(l.noted) > 0) && states.State.Msgs <= maxStatStates {
 		waiting = 0
 		now := q.o.Now()
+		gone := len(l.noted) // of those that wait here: held, dropped or settled from elsewhere, unless their record is what we know
 		for m, err := range q.page(ctx, q.o.stateStream()) {
 			if err != nil {
+				gone = 0
 				break
 			}
 			r, err := parseRecord(m)
@@ -148,6 +171,9 @@ func (q *Queue) Stats() queue.Stats {
 			if id, err := envelope.ParseID(m.subject[strings.LastIndexByte(m.subject, '.')+1:]); err != nil {
 				continue
 			} else if _, here := l.ids[id]; here {
+				if seq, ok := l.noted[id]; ok && seq == m.seq {
+					gone--
+				}
 				continue
 			}
 			if r.State == queue.Waiting && r.Next.After(now) {
@@ -156,12 +182,21 @@ func (q *Queue) Stats() queue.Stats {
 				due++
 			}
 		}
+		l.waiting -= min(max(gone, 0), l.waiting)
 	}
 	elsewhere := max(0, c.NumAckPending-l.ready-l.leased-l.waiting-waiting-due)
-	st.Messages["waiting"] = l.waiting + waiting
-	st.Messages["leased"] = l.leased + elsewhere
+	st.Messages["waiting"] = min(l.waiting+waiting, int(mail.State.Msgs))
+	st.Messages["leased"] = min(l.leased+elsewhere, int(mail.State.Msgs)-st.Messages["waiting"])
 	st.Messages["ready"] = max(0, int(mail.State.Msgs)-st.Messages["waiting"]-st.Messages["leased"])
 	return st
+}
+
+// published is how commits of several messages go out now.
+func (q *Queue) published() batchMode {
+	if q.o.Batch == "auto" {
+		return q.choose.current()
+	}
+	return batchMode(q.mode.Load())
 }
 
 // oldestOf gives the arrival of the first message of the streams that have one.
@@ -680,7 +715,11 @@ func (q *Queue) Release(id envelope.ID) error {
 		// Twice the same decision is one message; another decision later is another one.
 		header.Set(hdrMsgID, fmt.Sprintf("%s.%s.%d", id, f.m.stream, f.m.seq))
 		header.Set(hdrAgain, r.State.String())
-		if _, err := q.publish(ctx, q.o.Stream, &nats.Msg{Subject: q.o.Subject, Header: header, Data: f.m.data}); err != nil {
+		data, err := q.fit(ctx, id, header, f.m.data)
+		if err != nil {
+			return true, err
+		}
+		if _, err := q.publish(ctx, q.o.Stream, &nats.Msg{Subject: q.o.Subject, Header: header, Data: data}); err != nil {
 			return true, err
 		}
 		return false, q.take(ctx, f)

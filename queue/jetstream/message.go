@@ -37,6 +37,7 @@ const (
 	hdrSize       = "Fastedge-Size"            // bytes of the body
 	hdrTraceBytes = "Fastedge-Trace-Bytes"     // how many of them are ours
 	hdrObject     = "Fastedge-Object"          // the body is this object of the bucket
+	hdrStream     = "Fastedge-Stream"          // of a chunk of an object: whose it is
 	hdrReason     = "Fastedge-Reason"          // why it is held or dead
 	hdrAgain      = "Fastedge-Again"           // there is a state record
 )
@@ -211,6 +212,19 @@ func (m *stored) parse(envelopeBinary []byte) (*parsed, error) {
 		env.Trace = m.data[:trace:trace]
 	}
 	return p, nil
+}
+
+// whole says ErrCorrupt when a message of ours has not the body that it was published with. An object is not looked at.
+func (m *stored) whole() error {
+	if m.header.Get(hdrObject) != "" {
+		return nil
+	}
+	sum, _, ok := parseSum(m.header.Get(hdrSum))
+	size, err := strconv.ParseInt(m.header.Get(hdrSize), 10, 64)
+	if !ok || err != nil || int64(len(m.data)) != size || crc32.Checksum(m.data, castagnoli) != sum {
+		return damage{"message data"}
+	}
+	return nil
 }
 
 // envelope reads the envelope alone.

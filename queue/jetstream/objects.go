@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"hash/crc32"
 	"io"
 	"strconv"
@@ -34,7 +35,7 @@ func (q *Queue) metaSubject(name string) string {
 	return "$O." + q.o.ObjectBucket + ".M." + base64.URLEncoding.EncodeToString([]byte(name))
 }
 
-// putObject stores size bytes. With nil they are acknowledged. Part of a commit: one at a time.
+// putObject stores size bytes. With nil they are acknowledged. Part of a commit, or under Queue.committing: one at a time.
 func (q *Queue) putObject(name string, size int64, content func(yield func([]byte) bool), deadline time.Time) error {
 	var last error
 	for time.Now().Before(deadline) && q.ctx.Err() == nil {
@@ -54,8 +55,27 @@ func (q *Queue) putObject(name string, size int64, content func(yield func([]byt
 	return last
 }
 
-// tryObject writes chunks in one flight that any trouble ends: a chunk sent again could stand behind its successor.
+// tryObject writes chunks in one flight that any trouble ends: a chunk sent again could stand behind its successor. An object of that name,
+// left by a try that got no answer, is taken when it is the same, and else its chunks go.
 func (q *Queue) tryObject(name string, size int64, content func(yield func([]byte) bool), deadline time.Time) (err error) {
+	ctx, cancel := context.WithDeadline(q.ctx, deadline)
+	defer cancel()
+	old, err := q.objectInfo(ctx, name)
+	switch {
+	case err == nil:
+		same, err := q.sameObject(ctx, old, size, content)
+		if err != nil {
+			return q.objectTrouble(err)
+		}
+		if same {
+			return q.describe(old, deadline) // as of now: the sweep goes by its age
+		}
+	case errors.Is(err, queue.ErrNotFound), errors.Is(err, queue.ErrCorrupt):
+		old = nil
+	default:
+		return q.objectTrouble(err)
+	}
+
 	var random [11]byte
 	rand.Read(random[:])
 	unique := hex.EncodeToString(random[:])
@@ -84,7 +104,10 @@ func (q *Queue) tryObject(name string, size int64, content func(yield func([]byt
 				rest = rest[take:]
 			}
 			digest.Write(chunk)
-			return &nats.Msg{Subject: q.chunkSubject(unique), Data: chunk, Header: nats.Header{hdrMsgID: {unique + "." + strconv.Itoa(i)}}}, nil
+			return &nats.Msg{Subject: q.chunkSubject(unique), Data: chunk, Header: nats.Header{
+				// Whose it is and where it is described, for the sweep.
+				hdrMsgID: {unique + "." + strconv.Itoa(i)}, hdrStream: {q.o.Stream}, hdrObject: {name},
+			}}, nil
 		},
 	}
 	q.pub.run(f)
@@ -97,31 +120,82 @@ func (q *Queue) tryObject(name string, size int64, content func(yield func([]byt
 			break
 		}
 	}
-	if err == nil {
-		info := js.ObjectInfo{
-			ObjectMeta: js.ObjectMeta{Name: name, Opts: &js.ObjectMetaOptions{ChunkSize: chunkBytes}}, Bucket: q.o.ObjectBucket, NUID: unique,
-			Size: uint64(size), Chunks: uint32(n), Digest: "SHA-256=" + base64.URLEncoding.EncodeToString(digest.Sum(nil)),
-		}
-		text, jsonErr := json.Marshal(info)
-		if jsonErr != nil {
-			panic("jetstream: object: " + jsonErr.Error())
-		}
-		meta := &flight{
-			stream: q.o.objStream(), n: 1, strict: true, deadline: deadline,
-			size: func(int) int64 { return int64(len(text)) },
-			message: func(int) (*nats.Msg, error) {
-				return &nats.Msg{Subject: q.metaSubject(name), Data: text, Header: nats.Header{"Nats-Rollup": {"sub"}}}, nil
-			},
-		}
-		q.pub.run(meta)
-		err = meta.errs[0]
+	if err != nil {
+		q.purgeChunks(unique) // without a description they are nothing to nobody
+		return err
 	}
-	if err != nil && q.nc.IsConnected() {
-		ctx, cancel := context.WithTimeout(q.ctx, q.o.Timeout)
-		defer cancel()
-		q.purge(ctx, q.o.objStream(), q.chunkSubject(unique)) // chunks without a description are nothing to nobody
+	// Without an answer to this the chunks stay: it may be stored, and is found at the next try.
+	err = q.describe(&js.ObjectInfo{
+		ObjectMeta: js.ObjectMeta{
+			Name: name, Opts: &js.ObjectMetaOptions{ChunkSize: chunkBytes}, Metadata: map[string]string{ownerKey: q.o.Stream},
+		},
+		Bucket: q.o.ObjectBucket, NUID: unique, Size: uint64(size), Chunks: uint32(n), Digest: digestText(digest),
+	}, deadline)
+	if err == nil && old != nil {
+		q.purgeChunks(old.NUID)
 	}
 	return err
+}
+
+// ownerKey says in the metadata of a bucket and of an object which mail stream it belongs to: a bucket may be shared, a sweep may not.
+const ownerKey = "fastedge-stream"
+
+// objectTrouble is err of a look at the bucket, as a commit gives it.
+func (q *Queue) objectTrouble(err error) error {
+	if noStream(err) {
+		q.suspect()
+	}
+	return fmt.Errorf("jetstream: %w: object: %s", queue.ErrUnavailable, trouble(err))
+}
+
+// describe publishes the description of an object whose chunks are there, in the place of any other of that name.
+func (q *Queue) describe(info *js.ObjectInfo, deadline time.Time) error {
+	info.ModTime = time.Time{}
+	text, err := json.Marshal(info)
+	if err != nil {
+		panic("jetstream: object: " + err.Error())
+	}
+	f := &flight{
+		stream: q.o.objStream(), n: 1, strict: true, deadline: deadline,
+		size: func(int) int64 { return int64(len(text)) },
+		message: func(int) (*nats.Msg, error) {
+			return &nats.Msg{Subject: q.metaSubject(info.Name), Data: text, Header: nats.Header{"Nats-Rollup": {"sub"}}}, nil
+		},
+	}
+	q.pub.run(f)
+	return f.errs[0]
+}
+
+func digestText(h hash.Hash) string {
+	return "SHA-256=" + base64.URLEncoding.EncodeToString(h.Sum(nil))
+}
+
+// sameObject says whether the object is what content gives, and all of its chunks are there.
+func (q *Queue) sameObject(ctx context.Context, info *js.ObjectInfo, size int64, content func(yield func([]byte) bool)) (bool, error) {
+	if int64(info.Size) != size {
+		return false, nil
+	}
+	digest := sha256.New()
+	content(func(p []byte) bool { digest.Write(p); return true })
+	if info.Digest != digestText(digest) {
+		return false, nil
+	}
+	var there js.StreamInfo
+	subject := q.chunkSubject(info.NUID)
+	err := q.api(ctx, "STREAM.INFO."+q.o.objStream(), struct {
+		Filter string `json:"subjects_filter"`
+	}{subject}, &there)
+	return there.State.Subjects[subject] == uint64(info.Chunks), err
+}
+
+// purgeChunks removes chunks as well as it can; the sweep finds what is left.
+func (q *Queue) purgeChunks(unique string) {
+	if !q.nc.IsConnected() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(q.ctx, q.o.Timeout)
+	defer cancel()
+	q.purge(ctx, q.o.objStream(), q.chunkSubject(unique))
 }
 
 // pull2 turns a sequence of byte slices into a function.
@@ -147,6 +221,9 @@ func (q *Queue) objectInfo(ctx context.Context, name string) (*js.ObjectInfo, er
 	var info js.ObjectInfo
 	if err := json.Unmarshal(m.data, &info); err != nil {
 		return nil, damage{"object (description)"}
+	}
+	if info.Deleted { // by another program; nats.go leaves that
+		return nil, queue.ErrNotFound
 	}
 	info.ModTime = m.time
 	return &info, nil
@@ -243,37 +320,91 @@ func (q *Queue) readObject(ctx context.Context, name string, limit int64) ([]byt
 	return b.Bytes(), nil
 }
 
-// sweepObjects removes objects whose message never came into the stream: the edge died between the two, or got no answer. An object is
-// older than a day then, everything in the mail stream is younger, and no state, held or dead message has its name. Runs once, on a goroutine.
+// sweepObjects removes what nothing points to: objects whose message never came into the stream, for the edge died between the two, or got no
+// answer; and chunks without a description. Each is older than a day then, and of this stream. Runs on a goroutine of its own.
 func (q *Queue) sweepObjects() {
-	patience := func() (context.Context, context.CancelFunc) { return context.WithTimeout(q.ctx, maxPatience) }
-	ctx, cancel := patience()
+	q.sweeping.Lock()
+	defer q.sweeping.Unlock()
+	q.sweepDescriptions()
+	q.sweepChunks()
+}
+
+// sweepNext gets the message of the bucket that a sweep looks at next, or nil when it is through: the next one starts at the beginning.
+func (q *Queue) sweepNext(from *uint64, subject string) *stored {
+	ctx, cancel := context.WithTimeout(q.ctx, maxPatience)
+	defer cancel()
+	m, err := q.get(ctx, q.o.objStream(), getRequest{Seq: max(*from, 1), NextFor: subject})
+	if errors.Is(err, queue.ErrNotFound) || err == nil && m.time.After(q.o.Now().Add(-objectGrace)) {
+		*from = 0
+		return nil
+	}
+	if err != nil {
+		return nil
+	}
+	*from = m.seq + 1
+	return m
+}
+
+// sweepDescriptions goes by what describes an object. Its message came into the stream soon after it; so when all in the stream is a day
+// younger, and no state, held or dead message has its name, there is none.
+func (q *Queue) sweepDescriptions() {
+	ctx, cancel := context.WithTimeout(q.ctx, maxPatience)
 	info, err := q.streamInfo(ctx, q.o.Stream)
 	cancel()
 	if err != nil {
 		return
 	}
-	limit := q.o.Now().Add(-objectGrace)
-	next := uint64(1)
 	for range maxSweep {
-		ctx, cancel := patience()
-		m, err := q.get(ctx, q.o.objStream(), getRequest{Seq: next, NextFor: "$O." + q.o.ObjectBucket + ".M.>"})
-		cancel()
-		if err != nil || m.time.After(limit) || info.State.Msgs > 0 && !info.State.FirstTime.After(m.time) {
+		m := q.sweepNext(&q.swept.descriptions, "$O."+q.o.ObjectBucket+".M.>")
+		if m == nil {
 			return
 		}
-		next = m.seq + 1
+		if info.State.Msgs > 0 && !info.State.FirstTime.After(m.time.Add(objectGrace)) {
+			q.swept.descriptions = 0
+			return
+		}
 		var object js.ObjectInfo
-		if json.Unmarshal(m.data, &object) != nil || len(object.Name) < envelope.IDChars {
+		if json.Unmarshal(m.data, &object) != nil || object.Metadata[ownerKey] != q.o.Stream || len(object.Name) < envelope.IDChars {
 			continue
 		}
 		id, err := envelope.ParseID(object.Name[:envelope.IDChars])
 		if err != nil {
 			continue
 		}
-		if ctx, cancel = patience(); q.known(ctx, id.String()) == nil {
+		ctx, cancel := context.WithTimeout(q.ctx, maxPatience)
+		switch {
+		case object.Deleted:
+			q.purge(ctx, q.o.objStream(), m.subject)
+		case q.known(ctx, id.String()) == nil:
 			if err := q.deleteObject(ctx, object.Name); err == nil {
 				q.o.Log.Info("jetstream: object without a message removed", "object", object.Name, "bytes", object.Size)
+			}
+		}
+		cancel()
+	}
+}
+
+// sweepChunks removes chunks that no description points to: of a try that was cut short, or whose description has been replaced.
+func (q *Queue) sweepChunks() {
+	for range maxSweep {
+		m := q.sweepNext(&q.swept.chunks, "$O."+q.o.ObjectBucket+".C.>")
+		if m == nil {
+			return
+		}
+		name := m.header.Get(hdrObject)
+		if m.header.Get(hdrStream) != q.o.Stream || name == "" {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(q.ctx, maxPatience)
+		info, err := q.objectInfo(ctx, name)
+		switch {
+		case errors.Is(err, queue.ErrNotFound), err == nil && q.chunkSubject(info.NUID) != m.subject:
+			if err := q.purge(ctx, q.o.objStream(), m.subject); err == nil {
+				q.o.Log.Info("jetstream: chunks without an object removed", "object", name)
+			}
+		case err == nil: // the others of a living one need not be looked at
+			if last, err := q.get(ctx, q.o.objStream(), getRequest{LastFor: m.subject}); err == nil {
+				q.swept.chunks = last.seq + 1
 			}
 		}
 		cancel()

@@ -26,21 +26,23 @@ type Options struct {
 	CA, Cert, Key string
 	// Durable is the name of the consumer that relays share. Default fastedge.
 	Durable string
-	// Batch is how a commit is published: auto, fast, atomic or off; the package comment has the differences. Default auto.
+	// Batch is how a commit is published: fast, atomic, off, or auto, the one of these that is measured to be the fastest; the package comment has
+	// the differences. Default auto.
 	Batch string
-	// Window is the most messages on their way to the servers without an acknowledgement. Default 512.
+	// Window is the most messages on their way to the servers without an acknowledgement. Default 4096.
 	Window int
-	// WindowBytes is the same in bytes, unless one message alone is larger. Default 16 MiB.
+	// WindowBytes is the same in bytes, unless one message alone is larger. Default 64 MiB.
 	WindowBytes int64
 	// Timeout bounds every wait for the cluster; a commit gets a second more for each MiB. Default 5 s.
 	Timeout time.Duration
-	// Duplicates is how long the servers remember message ids. Default 10 min. A stream that remembers less is refused by Open.
+	// Duplicates is how long the servers remember message ids. Default 2 min. A stream that remembers less is refused by Open.
 	Duplicates time.Duration
 	// MaxBytes bounds the stream that Create makes. Default 0: the servers' own bound.
 	MaxBytes int64
-	// DeadSubject is where dead messages are published, with the id behind it. Default <Subject>.dead.
+	// DeadSubject is where dead messages are published, with the id behind it. Default: Subject with dead for its last
+	// word, mail.dead; <Subject>.dead when it has one word.
 	DeadSubject string
-	// ObjectBucket keeps messages that are longer than the servers' max_payload. Default <Stream>_BODIES.
+	// ObjectBucket keeps messages that are longer than the servers' max_payload. Default <Stream>_LARGE.
 	ObjectBucket string
 	// Hold is why messages are held: there is no next hop, and Lease gives none. Empty when there is one.
 	Hold string
@@ -59,31 +61,37 @@ type Options struct {
 
 // Bounds that have no option.
 const (
-	maxPayloadShare   = 4 << 10          // kept free below the servers' max_payload for headers that a later move adds
-	maxToHeaderBytes  = 12 << 10         // of Fastedge-To fields; further recipients are in Fastedge-Envelope alone
-	maxFieldBytes     = 2 << 10          // of any other field for consumers outside; a longer one is left out
-	maxInlineEnvelope = 24 << 10         // of an envelope's binary form in a field, a third more as text; the servers take headers up to 64 KiB
-	maxReplyBytes     = 512              // of a reply or reason that is kept
-	maxStateBytes     = 256 << 10        // of the replies in a state record
-	chunkBytes        = 128 << 10        // of an object; what other clients of object stores use
-	maxInMemory       = 4 << 20          // an object up to this is kept in memory while leased; longer ones are read again
-	maxPrefetchBytes  = 64 << 20         // fetched ahead
-	maxLocalWaiting   = 65536            // messages that this relay itself wakes; the cluster wakes the rest
-	maxJobs           = 64               // settlements on their way at once
-	maxScan           = 100_000          // messages looked through for one id that nothing points to
-	maxStateScan      = 100_000          // state records read for one list
-	maxStatStates     = 1000             // state records read for one Stats; with more, all of them count as waiting
-	pageMessages      = 256              // fetched at once by a list
-	pageBytes         = 8 << 20          // the same in bytes
-	maxAtomic         = 1000             // messages of one atomic batch: the servers' limit
-	minFast           = 4                // fewer messages are published one by one
-	maxPatience       = 30 * time.Second // for one object of a sweep
-	objectGrace       = 24 * time.Hour   // before an object without a message is removed
-	maxSweep          = 1000             // objects looked at by one sweep
-	bytesPerSecond    = 1 << 20          // what a commit's deadline grows by
+	maxPayloadShare   = 4 << 10                // kept free below the servers' max_payload for headers that a later move adds
+	maxToHeaderBytes  = 12 << 10               // of Fastedge-To fields; further recipients are in Fastedge-Envelope alone
+	maxFieldBytes     = 2 << 10                // of any other field for consumers outside; a longer one is left out
+	maxInlineEnvelope = 24 << 10               // of an envelope's binary form in a field, a third more as text; the servers take headers up to 64 KiB
+	maxReplyBytes     = 512                    // of a reply or reason that is kept
+	maxStateBytes     = 256 << 10              // of the replies in a state record
+	chunkBytes        = 128 << 10              // of an object; what other clients of object stores use
+	maxInMemory       = 4 << 20                // an object up to this is kept in memory while leased; longer ones are read again
+	maxPrefetchBytes  = 64 << 20               // fetched ahead
+	maxLocalWaiting   = 65536                  // messages that this relay itself wakes; the cluster wakes the rest
+	maxAcks           = 64                     // acknowledgements on their way at once
+	maxMoves          = 16                     // the same of what is put into other streams: notes of attempts, held and dead messages
+	maxUnsettled      = 1024                   // settled and not with the cluster yet; beyond it, or maxPrefetchBytes of them, nothing is leased
+	stuckTries        = 3                      // failures of a settlement before an operator is told
+	maxSettlePause    = 5 * time.Second        // between two of its tries
+	statPatience      = 500 * time.Millisecond // of Stats for settlements on their way
+	maxScan           = 100_000                // messages looked through for one id that nothing points to
+	maxStateScan      = 100_000                // state records read for one list
+	maxStatStates     = 1000                   // state records read for one Stats; with more, all of them count as waiting
+	pageMessages      = 256                    // fetched at once by a list
+	pageBytes         = 8 << 20                // the same in bytes
+	maxAtomic         = 1000                   // messages of one atomic batch: the servers' limit
+	minFast           = 4                      // fewer messages are published one by one
+	maxPatience       = 30 * time.Second       // for one object of a sweep
+	objectGrace       = 24 * time.Hour         // before an object without a message is removed
+	maxSweep          = 1000                   // objects looked at by one sweep
+	sweepEvery        = 6 * time.Hour
+	bytesPerSecond    = 1 << 20 // what a commit's deadline grows by
 	tick              = time.Second
 	resendPause       = 100 * time.Millisecond
-	defaultDuplicates = 10 * time.Minute
+	defaultDuplicates = 2 * time.Minute
 )
 
 func (o *Options) defaults() error {
@@ -99,16 +107,19 @@ func (o *Options) defaults() error {
 	def(&o.Subject, "mail.inbound")
 	def(&o.Durable, "fastedge")
 	def(&o.Batch, "auto")
+	if dot := strings.LastIndexByte(o.Subject, '.'); dot >= 0 && o.Subject[dot:] != ".dead" {
+		def(&o.DeadSubject, o.Subject[:dot]+".dead")
+	}
 	def(&o.DeadSubject, o.Subject+".dead")
-	def(&o.ObjectBucket, o.Stream+"_BODIES")
+	def(&o.ObjectBucket, o.Stream+"_LARGE")
 	if o.Replicas == 0 {
 		o.Replicas = 1
 	}
 	if o.Window <= 0 {
-		o.Window = 512
+		o.Window = 4096
 	}
 	if o.WindowBytes <= 0 {
-		o.WindowBytes = 16 << 20
+		o.WindowBytes = 64 << 20
 	}
 	if o.Timeout <= 0 {
 		o.Timeout = 5 * time.Second

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,6 +32,8 @@ type flight struct {
 
 	errs []error  // of each message; nil is stored
 	seqs []uint64 // in the stream, when acknowledged one by one
+
+	unsure []bool // it was sent once and there is no knowing what became of that
 }
 
 // itemState is where one message of a flight stands.
@@ -101,7 +104,7 @@ func (p *publisher) errTrouble() error {
 
 // run publishes f and returns when each message is stored, refused, or out of time.
 func (p *publisher) run(f *flight) {
-	f.errs, f.seqs = make([]error, f.n), make([]uint64, f.n)
+	f.errs, f.seqs, f.unsure = make([]error, f.n), make([]uint64, f.n), make([]bool, f.n)
 	p.mu.Lock()
 	p.f, p.reason = f, ""
 	if cap(p.items) < f.n {
@@ -158,6 +161,7 @@ func (p *publisher) begin() (todo []int) {
 	p.outstanding, p.bytes, p.interrupted = 0, 0, false
 	for i, state := range p.items {
 		if state != done {
+			p.f.unsure[i] = p.f.unsure[i] || state == sent
 			p.items[i] = unsent
 			todo = append(todo, i)
 		}
@@ -356,11 +360,15 @@ func (p *publisher) acked(m *nats.Msg) {
 	p.bytes -= p.f.size(i)
 	p.answered++
 	a := parseAck(m, p.f.stream)
+	if a.nobody {
+		p.q.suspect()
+	}
 	switch {
 	case a.err == nil:
 		p.items[i], p.f.seqs[i], p.f.errs[i] = done, a.seq, nil
 	case a.again:
 		p.items[i] = resend
+		p.f.unsure[i] = p.f.unsure[i] || a.unsure
 		p.reason = a.err.Error()
 	default:
 		p.items[i], p.f.errs[i] = done, fmt.Errorf("jetstream: %w", a.err)
@@ -372,19 +380,21 @@ func (p *publisher) acked(m *nats.Msg) {
 
 // ack is a stream's answer to one message.
 type ack struct {
-	seq   uint64
-	count int   // messages of the batch that are stored
-	err   error // why it was not stored
-	again bool  // trying once more may help
+	seq    uint64
+	count  int   // messages of the batch that are stored
+	err    error // why it was not stored
+	again  bool  // trying once more may help
+	nobody bool  // there is no such stream now
+	unsure bool  // it may be stored all the same
 }
 
 // parseAck reads an answer. Only an acknowledgement of the right stream counts.
 func parseAck(m *nats.Msg, stream string) ack {
 	if len(m.Data) == 0 {
 		if m.Header.Get("Status") == "503" {
-			return ack{err: errors.New("no server is responsible for the stream now"), again: true}
+			return ack{err: errors.New("no server is responsible for the stream now"), again: true, nobody: true}
 		}
-		return ack{err: errors.New("empty acknowledgement"), again: true}
+		return ack{err: errors.New("empty acknowledgement"), again: true, unsure: true}
 	}
 	var a struct {
 		Stream string       `json:"stream"`
@@ -393,7 +403,7 @@ func parseAck(m *nats.Msg, stream string) ack {
 		Error  *js.APIError `json:"error"`
 	}
 	if err := json.Unmarshal(m.Data, &a); err != nil {
-		return ack{err: fmt.Errorf("acknowledgement: %w", err), again: true}
+		return ack{err: fmt.Errorf("acknowledgement: %w", err), again: true, unsure: true}
 	}
 	if a.Error != nil {
 		return refusal(a.Error)
@@ -418,7 +428,7 @@ func refusal(e *js.APIError) ack {
 	case 10054:
 		return ack{err: errors.New(text)}
 	case 10158: // the same id is on its way already: the answer to that is lost to us
-		return ack{err: errors.New(text), again: true}
+		return ack{err: errors.New(text), again: true, unsure: true}
 	}
 	if e.Code == 503 || e.Code == 500 || e.Code == 429 {
 		return ack{err: errors.New(text), again: true}
@@ -433,7 +443,13 @@ func (p *publisher) fast(todo []int) {
 	generation := strconv.FormatUint(p.generation, 10)
 	p.batch.order, p.batch.acked, p.batch.count, p.batch.tainted = todo, 0, -1, false
 	p.mu.Unlock()
-	flow := max(1, min(p.q.o.Window/4, 500))
+	// What the stream is to acknowledge at once must fit the window some times over, by number and by length: else it waits for more messages,
+	// and they for its word.
+	longest := int64(1)
+	for _, i := range todo {
+		longest = max(longest, p.f.size(i))
+	}
+	flow := int(max(1, min(int64(p.q.o.Window/4), 500, p.q.o.WindowBytes/4/longest)))
 	// The word before the flow is the batch's id: it must differ from all others', so the inbox's unique word is in it.
 	unique := p.q.inbox[strings.LastIndexByte(p.q.inbox, '.')+1:]
 	prefix := p.q.inbox + ".b." + unique + "-" + generation + "." + strconv.Itoa(flow) + ".fail."
@@ -456,8 +472,11 @@ func (p *publisher) fast(todo []int) {
 			op = '0'
 		}
 		m.Reply, subject = reply(place+1, op), m.Subject
-		if !p.send(i, m, size) || p.tainted() {
+		if !p.send(i, m, size) {
 			return
+		}
+		if p.tainted() {
+			break
 		}
 	}
 	p.wait(func() bool { return p.batch.tainted || p.batch.count >= 0 }, func() {
@@ -468,8 +487,20 @@ func (p *publisher) fast(todo []int) {
 	})
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.batch.tainted && p.batch.count == len(todo) {
-		p.settleBatch(len(todo))
+	p.endBatch()
+}
+
+// endBatch takes what the batch's answer, if there was one, says of all places. Protected by mu.
+func (p *publisher) endBatch() {
+	switch {
+	case p.batch.tainted: // an answer, if not a good one
+		for _, i := range p.batch.order {
+			if p.items[i] == sent {
+				p.items[i] = resend
+			}
+		}
+	case p.batch.count == len(p.batch.order):
+		p.settleBatch(p.batch.count)
 	}
 }
 
@@ -522,6 +553,9 @@ func (p *publisher) batchAcked(m *nats.Msg) {
 		if a.err != nil {
 			p.batch.tainted = true
 			p.reason = a.err.Error()
+			if a.nobody {
+				p.q.suspect()
+			}
 			break
 		}
 		p.batch.count = a.count
@@ -564,9 +598,7 @@ func (p *publisher) atomic(todo []int) {
 	p.wait(func() bool { return p.batch.tainted || p.batch.count >= 0 }, nil)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.batch.tainted && p.batch.count == len(todo) {
-		p.settleBatch(len(todo))
-	}
+	p.endBatch()
 }
 
 // Commit publishes the batch and waits for the stream's acknowledgements.
@@ -602,14 +634,29 @@ func (q *Queue) Commit(batch []*queue.Submission) {
 			flights = append(flights, sub)
 		}
 	}
+	length := int64(0)
+	for _, sub := range flights {
+		length += sub.bytes
+	}
+	mode := batchMode(q.mode.Load())
+	if q.o.Batch == "auto" {
+		mode = q.choose.next(len(flights), length)
+	}
 	f := &flight{
-		stream: q.o.Stream, n: len(flights), mode: batchMode(q.mode.Load()), deadline: deadline,
+		stream: q.o.Stream, n: len(flights), mode: mode, deadline: deadline,
 		size: func(i int) int64 { return flights[i].bytes },
 		message: func(i int) (*nats.Msg, error) {
 			return flights[i].message(q)
 		},
 	}
+	start := time.Now()
 	q.pub.run(f)
+	if q.o.Batch == "auto" && !slices.ContainsFunc(f.errs, func(err error) bool { return err != nil }) {
+		if now, news := q.choose.done(mode, len(flights), length, time.Since(start)); news {
+			q.o.Log.Info("jetstream: another way of publishing is faster now, for commits like this one",
+				"messages", len(flights), "bytes", length, "published", now.String())
+		}
+	}
 	answered := false
 	for i, sub := range flights {
 		sub.s.Err = f.errs[i]
@@ -628,8 +675,9 @@ func (q *Queue) Commit(batch []*queue.Submission) {
 	}
 	q.commits.Add(1)
 	for i, sub := range flights {
-		// A message refused for good leaves nothing that points to its object. One without an answer may be in the stream: the sweep looks after it.
-		if err := f.errs[i]; err != nil && !errors.Is(err, queue.ErrUnavailable) {
+		// A message refused for good leaves nothing that points to its object. One that got no answer, be it once, may be in the stream: the
+		// sweep looks after it.
+		if err := f.errs[i]; err != nil && !errors.Is(err, queue.ErrUnavailable) && !f.unsure[i] {
 			for _, name := range sub.objects() {
 				q.forgetObject(name)
 			}
@@ -683,6 +731,15 @@ func (q *Queue) Room() error {
 	return nil
 }
 
+// maxMsg is the longest message that the servers take, header included. It may be another one after a reconnect.
+func (q *Queue) maxMsg() int64 {
+	limit := q.nc.MaxPayload()
+	if n := q.maxMsgSize.Load(); n > 0 {
+		limit = min(limit, n)
+	}
+	return limit
+}
+
 // submitted is a submission on its way.
 type submitted struct {
 	s              *queue.Submission
@@ -728,7 +785,7 @@ func (q *Queue) pack(s *submitted, deadline time.Time) error {
 		s.header.Set(hdrEnvelopeAt, s.envelopeObject)
 	}
 	s.bytes = headerBytes(s.header)
-	if s.bytes+env.Size() > q.maxMsg.Load()-maxPayloadShare {
+	if s.bytes+env.Size() > q.maxMsg()-maxPayloadShare {
 		s.object = env.ID.String()
 		if err := q.putObject(s.object, env.Size(), pieces(env), deadline); err != nil {
 			return err

@@ -64,6 +64,29 @@ func TestAnotherRelayGoesOnWhereOneDied(t *testing.T) {
 	})
 }
 
+// What waits at a relay is held or dropped from another machine: the relay does not count it any more.
+func TestStatsLeaveOutWhatWasHeldOrDroppedElsewhere(t *testing.T) {
+	s := alone(t, t.TempDir())
+	q := opened(t, Options{}, s)
+	m := mustCommit(t, q, queuetest.NewMaker(nil), 3, 10)
+	for range m {
+		if err := q.Settle(lease(t, q), []queue.Outcome{deferredOutcome}, time.Now().Add(time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "all wait", func() bool { return q.Stats().Messages["waiting"] == 3 && messages(t, q, q.o.stateStream()) == 3 })
+	elsewhere := opened(t, Options{Hold: "no next hop"}, s)
+	if err := elsewhere.Hold(m[0].ID, "a look"); err != nil {
+		t.Fatal(err)
+	}
+	if err := elsewhere.Drop(m[1].ID); err != nil {
+		t.Fatal(err)
+	}
+	if st := q.Stats().Messages; st["waiting"] != 1 || st["held"] != 1 || st["ready"]+st["leased"]+st["dead"] != 0 {
+		t.Errorf("%v", st)
+	}
+}
+
 // A relay tells the consumer that it lives, for all that it has leased, and for nothing that waits or is done.
 func TestHeartbeatsKeepLeasesAlive(t *testing.T) {
 	s := alone(t, t.TempDir())

@@ -29,7 +29,20 @@ const (
 	modeAsync  batchMode = iota // one by one, each acknowledged
 	modeFast                    // one flow, acknowledged now and then and at its end
 	modeAtomic                  // all or nothing, acknowledged at its end
+
+	modes = iota
 )
+
+// String is for operators.
+func (m batchMode) String() string {
+	switch m {
+	case modeFast:
+		return "in fast batches"
+	case modeAtomic:
+		return "in atomic batches"
+	}
+	return "one by one"
+}
 
 // serverAtLeast says whether the server we talk to is of that version.
 func serverAtLeast(nc *nats.Conn, major, minor int) bool {
@@ -73,39 +86,60 @@ func (q *Queue) want() []js.StreamConfig {
 	}
 }
 
-// setup creates or verifies the streams.
+// setup creates or verifies the streams. Runs on Open's goroutine, then on watch's.
 func (q *Queue) setup(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*q.o.Timeout)
 	defer cancel()
-	wrong, notes, mail, err := q.prepare(ctx, q.o.Create)
+	f, err := q.prepare(ctx, q.o.Create)
 	if err != nil {
 		return err
 	}
-	if len(wrong) > 0 {
+	if wrong := append(f.Wrong, f.Missing...); len(wrong) > 0 {
 		return &Misconfigured{wrong}
 	}
-	for _, note := range notes {
-		q.o.Log.Warn("jetstream: " + note)
+	if notes := strings.Join(f.Notes, "; "); notes != q.noted { // once, not after each look
+		for _, note := range f.Notes {
+			q.o.Log.Warn("jetstream: " + note)
+		}
+		q.noted = notes
 	}
-	limit := q.nc.MaxPayload()
-	if n := int64(mail.MaxMsgSize); n > 0 {
-		limit = min(limit, n)
+	mail := &f.mail.Config
+	q.maxMsgSize.Store(int64(mail.MaxMsgSize))
+	ways := []batchMode{modeAsync}
+	if mail.AllowBatchPublish && q.o.Batch != "off" {
+		ways = append(ways, modeFast)
 	}
-	q.maxMsg.Store(limit)
+	if mail.AllowAtomicPublish && q.o.Batch != "off" {
+		ways = append(ways, modeAtomic)
+	}
 	mode := modeAsync
 	switch {
-	case q.o.Batch == "fast" && mail.AllowBatchPublish, q.o.Batch == "auto" && mail.AllowBatchPublish:
+	case q.o.Batch == "fast" && mail.AllowBatchPublish:
 		mode = modeFast
 	case q.o.Batch == "atomic" && mail.AllowAtomicPublish:
 		mode = modeAtomic
 	}
 	q.mode.Store(int32(mode))
+	if !slices.Equal(ways, q.ways) {
+		q.ways = ways
+		q.choose.offer(ways...)
+	}
+	q.mailStream(f.mail.Created)
 	q.ready.Store(true)
 	return nil
 }
 
+// Findings are how streams, bucket and consumer differ from what Options want.
+type Findings struct {
+	Wrong   []string // what breaks the promise: Open refuses
+	Missing []string // what does not exist: Open makes it if Create says so, and else refuses
+	Notes   []string // what an operator should know
+
+	mail *js.StreamInfo // the mail stream as it is; nil when it is missing
+}
+
 // Check says how streams, bucket and consumer differ from what o wants, without changing anything. An error means that it could not look.
-func Check(ctx context.Context, o Options) ([]string, error) {
+func Check(ctx context.Context, o Options) (*Findings, error) {
 	if err := o.defaults(); err != nil {
 		return nil, err
 	}
@@ -120,75 +154,73 @@ func Check(ctx context.Context, o Options) ([]string, error) {
 	defer q.nc.Close()
 	ctx, cancel := context.WithTimeout(ctx, 2*o.Timeout)
 	defer cancel()
-	wrong, notes, _, err := q.prepare(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	return append(wrong, notes...), nil
+	return q.prepare(ctx, false)
 }
 
-// prepare looks at everything that is needed, and makes what is missing if create says so. wrong is what breaks the promise, notes what an
-// operator should know. mail is the mail stream as it is.
-func (q *Queue) prepare(ctx context.Context, create bool) (wrong, notes []string, mail js.StreamConfig, err error) {
-	o := &q.o
+// prepare looks at everything that is needed, and makes what is missing if create says so.
+func (q *Queue) prepare(ctx context.Context, create bool) (*Findings, error) {
+	o, f := &q.o, &Findings{}
 	for i, want := range q.want() {
 		info, err := q.streamInfo(ctx, want.Name)
 		if isAPI(err, js.JSErrCodeStreamNotFound) {
 			if !create {
-				wrong = append(wrong, fmt.Sprintf("stream %s does not exist", want.Name))
+				f.Missing = append(f.Missing, fmt.Sprintf("stream %s does not exist", want.Name))
 				continue
 			}
-			if info, err = q.createStream(ctx, want); err == nil {
+			if info, err = q.createStream(ctx, want); err == nil && q.ready.Load() {
+				o.Log.Error("jetstream: the stream was gone, with all that was in it, and is made again", "stream", want.Name)
+			} else if err == nil {
 				o.Log.Info("jetstream: stream made", "stream", want.Name, "replicas", info.Config.Replicas)
 			}
 		}
 		if err != nil {
-			return nil, nil, mail, err
+			return nil, err
 		}
-		w, n := differences(&want, &info.Config)
-		wrong, notes = append(wrong, w...), append(notes, n...)
+		wrong, notes := differences(&want, &info.Config)
+		f.Wrong, f.Notes = append(f.Wrong, wrong...), append(f.Notes, notes...)
 		if i == 0 {
-			mail = info.Config
+			f.mail = info
 			if err := quorum(info); err != nil {
-				notes = append(notes, trouble(err))
+				f.Notes = append(f.Notes, trouble(err))
 			}
 			switch {
-			case o.Batch == "fast" && !mail.AllowBatchPublish:
-				notes = append(notes, fmt.Sprintf("stream %s takes no fast batches (allow_batched; servers from 2.14 on): messages are published one by one", o.Stream))
-			case o.Batch == "atomic" && !mail.AllowAtomicPublish:
-				notes = append(notes, fmt.Sprintf("stream %s takes no atomic batches (allow_atomic; servers from 2.14 on): messages are published one by one", o.Stream))
+			case o.Batch == "fast" && !info.Config.AllowBatchPublish:
+				f.Notes = append(f.Notes, fmt.Sprintf("stream %s takes no fast batches (allow_batched; servers from 2.14 on): messages are published one by one", o.Stream))
+			case o.Batch == "atomic" && !info.Config.AllowAtomicPublish:
+				f.Notes = append(f.Notes, fmt.Sprintf("stream %s takes no atomic batches (allow_atomic; servers from 2.14 on): messages are published one by one", o.Stream))
 			}
 		}
 	}
 	info, err := q.streamInfo(ctx, o.objStream())
-	if isAPI(err, js.JSErrCodeStreamNotFound) {
-		if !create {
-			wrong = append(wrong, fmt.Sprintf("object bucket %s does not exist", o.ObjectBucket))
-		} else if _, err := q.js.CreateObjectStore(ctx, js.ObjectStoreConfig{
+	switch {
+	case isAPI(err, js.JSErrCodeStreamNotFound) && create:
+		if _, err := q.js.CreateObjectStore(ctx, js.ObjectStoreConfig{
 			Bucket: o.ObjectBucket, Replicas: o.Replicas, Storage: js.FileStorage, Description: "messages longer than max_payload",
+			Metadata: map[string]string{ownerKey: o.Stream},
 		}); err != nil {
-			return nil, nil, mail, fmt.Errorf("jetstream: create object bucket %s: %w", o.ObjectBucket, err)
+			return nil, fmt.Errorf("jetstream: create object bucket %s: %w", o.ObjectBucket, err)
 		}
-	} else if err != nil {
-		return nil, nil, mail, err
-	} else {
-		if info.Config.Replicas < o.Replicas {
-			wrong = append(wrong, fmt.Sprintf("object bucket %s has %d replicas, not %d", o.ObjectBucket, info.Config.Replicas, o.Replicas))
+	case isAPI(err, js.JSErrCodeStreamNotFound):
+		f.Missing = append(f.Missing, fmt.Sprintf("object bucket %s does not exist", o.ObjectBucket))
+	case err != nil:
+		return nil, err
+	default:
+		if owner := info.Config.Metadata[ownerKey]; owner != "" && owner != o.Stream {
+			f.Notes = append(f.Notes, fmt.Sprintf("object bucket %s is that of the stream %s", o.ObjectBucket, owner))
 		}
-		if info.Config.MaxAge > 0 {
-			wrong = append(wrong, fmt.Sprintf("object bucket %s throws mail away after %v", o.ObjectBucket, info.Config.MaxAge))
-		}
+		wrong := bucketDifferences(o, &info.Config)
+		f.Wrong = append(f.Wrong, wrong...)
 	}
 	var c js.ConsumerInfo
 	switch err := q.api(ctx, "CONSUMER.INFO."+o.Stream+"."+o.Durable, struct{}{}, &c); {
 	case isAPI(err, js.JSErrCodeConsumerNotFound), isAPI(err, js.JSErrCodeStreamNotFound):
 	case err != nil:
-		return nil, nil, mail, err
+		return nil, err
 	default:
-		w, n := consumerDifferences(q.wantConsumer(), &c.Config)
-		wrong, notes = append(wrong, w...), append(notes, n...)
+		wrong, notes := consumerDifferences(q.wantConsumer(), &c.Config)
+		f.Wrong, f.Notes = append(f.Wrong, wrong...), append(f.Notes, notes...)
 	}
-	return wrong, notes, mail, nil
+	return f, nil
 }
 
 // createStream makes a stream; a server that does not know a feature gets it without.
@@ -236,11 +268,31 @@ func differences(want, have *js.StreamConfig) (wrong, notes []string) {
 		if want.MaxBytes > 0 && have.MaxBytes != want.MaxBytes {
 			notes = append(notes, fmt.Sprintf("stream %s takes at most %d bytes, not %d", want.Name, have.MaxBytes, want.MaxBytes))
 		}
-	} else if have.MaxMsgsPerSubject != 1 {
-		bad("keeps %d messages to a subject, not 1", have.MaxMsgsPerSubject)
+	} else {
+		if have.MaxMsgsPerSubject != 1 {
+			bad("keeps %d messages to a subject, not 1", have.MaxMsgsPerSubject)
+		}
+		forgetsOld(have, bad)
 	}
+	cannotKeep(have, bad)
+	if have.RePublish != nil {
+		notes = append(notes, fmt.Sprintf("stream %s copies each message to %s", want.Name, have.RePublish.Destination))
+	}
+	for _, subject := range want.Subjects {
+		if !slices.Contains(have.Subjects, subject) {
+			bad("does not take subject %s", subject)
+		}
+	}
+	return wrong, notes
+}
+
+// cannotKeep says what no stream of ours may have.
+func cannotKeep(have *js.StreamConfig, bad func(format string, args ...any)) {
 	if have.MaxAge > 0 {
 		bad("throws mail away after %v", have.MaxAge)
+	}
+	if have.PersistMode == js.AsyncPersistMode {
+		bad("acknowledges what it has not written yet (persist_mode async)")
 	}
 	if have.NoAck {
 		bad("does not acknowledge (no_ack)")
@@ -251,12 +303,49 @@ func differences(want, have *js.StreamConfig) (wrong, notes []string) {
 	if have.Mirror != nil {
 		bad("is a mirror")
 	}
-	for _, subject := range want.Subjects {
-		if !slices.Contains(have.Subjects, subject) {
-			bad("does not take subject %s", subject)
-		}
+	if have.SubjectTransform != nil {
+		bad("changes subjects (subject_transform)")
 	}
-	return wrong, notes
+	if have.AllowMsgCounter {
+		bad("is a counter")
+	}
+}
+
+// forgetsOld says whether a stream makes room by throwing away.
+func forgetsOld(have *js.StreamConfig, bad func(format string, args ...any)) {
+	if have.Discard != js.DiscardOld {
+		return
+	}
+	if have.MaxMsgs > 0 {
+		bad("throws the oldest away beyond %d messages (discard old)", have.MaxMsgs)
+	}
+	if have.MaxBytes > 0 {
+		bad("throws the oldest away beyond %d bytes (discard old)", have.MaxBytes)
+	}
+}
+
+func bucketDifferences(o *Options, have *js.StreamConfig) (wrong []string) {
+	bad := func(format string, args ...any) {
+		wrong = append(wrong, fmt.Sprintf("object bucket %s ", o.ObjectBucket)+fmt.Sprintf(format, args...))
+	}
+	if have.Replicas < o.Replicas {
+		bad("has %d replicas, not %d", have.Replicas, o.Replicas)
+	}
+	if have.Storage != js.FileStorage {
+		bad("has storage %v, not %v", have.Storage, js.FileStorage)
+	}
+	if have.Retention != js.LimitsPolicy {
+		bad("has retention %v, not %v", have.Retention, js.LimitsPolicy)
+	}
+	if have.MaxMsgsPerSubject > 0 {
+		bad("has at most %d messages to a subject", have.MaxMsgsPerSubject)
+	}
+	if !have.AllowRollup {
+		bad("does not let a description be replaced (allow_rollup_hdrs)")
+	}
+	forgetsOld(have, bad)
+	cannotKeep(have, bad)
+	return wrong
 }
 
 func (q *Queue) wantConsumer() *js.ConsumerConfig {
@@ -285,6 +374,27 @@ func consumerDifferences(want, have *js.ConsumerConfig) (wrong, notes []string) 
 	if len(have.BackOff) > 0 {
 		bad("has a back-off of its own")
 	}
+	if have.HeadersOnly {
+		bad("gives headers only")
+	}
+	if have.DeliverPolicy != want.DeliverPolicy {
+		bad("leaves messages out (deliver policy %v, not %v)", have.DeliverPolicy, want.DeliverPolicy)
+	}
+	if have.PriorityPolicy != want.PriorityPolicy {
+		bad("has a priority policy")
+	}
+	if have.MaxRequestExpires > 0 && have.MaxRequestExpires < pullExpires {
+		bad("lets a request wait for %v, not %v", have.MaxRequestExpires, pullExpires)
+	}
+	if have.MemoryStorage {
+		notes = append(notes, fmt.Sprintf("consumer %s is kept in memory: what is leased when its server is lost is handed on twice", want.Durable))
+	}
+	if have.InactiveThreshold > 0 {
+		notes = append(notes, fmt.Sprintf("consumer %s is removed when no relay asks for %v", want.Durable, have.InactiveThreshold))
+	}
+	if have.MaxRequestBatch > 0 {
+		notes = append(notes, fmt.Sprintf("consumer %s gives at most %d messages at once", want.Durable, have.MaxRequestBatch))
+	}
 	if have.AckWait != want.AckWait {
 		notes = append(notes, fmt.Sprintf("consumer %s has an ack wait of %v, not %v", want.Durable, have.AckWait, want.AckWait))
 	}
@@ -298,6 +408,7 @@ func consumerDifferences(want, have *js.ConsumerConfig) (wrong, notes []string) 
 type consumer struct {
 	created time.Time
 	ackWait time.Duration
+	most    int // messages that it gives at once; 0 is no limit
 }
 
 // openConsumer creates or verifies the consumer. Only relays do: a work queue has one consumer to a subject, and it may be another program's.
@@ -318,7 +429,7 @@ func (q *Queue) openConsumer(ctx context.Context) (*consumer, error) {
 	if wrong, _ := consumerDifferences(q.wantConsumer(), &info.Config); len(wrong) > 0 {
 		return nil, &Misconfigured{wrong}
 	}
-	return &consumer{created: info.Created, ackWait: max(info.Config.AckWait, time.Second)}, nil
+	return &consumer{created: info.Created, ackWait: max(info.Config.AckWait, time.Second), most: info.Config.MaxRequestBatch}, nil
 }
 
 func isAPI(err error, code js.ErrorCode) bool {

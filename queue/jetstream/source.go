@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	js "github.com/nats-io/nats.go/jetstream"
 
 	"github.com/fastedge/fastedge/envelope"
 	"github.com/fastedge/fastedge/queue"
@@ -38,7 +39,9 @@ type entry struct {
 	raw      *stored         // while it is fetched, leased or settled
 	outcomes []queue.Outcome // while it is settled
 	job      chan struct{}   // closed when its settlement is with the cluster; nil when none is on its way
+	stuck    bool            // its settlement has failed more than once
 	gone     bool            // settled as done
+	acked    bool            // the cluster knows that; only its record and objects are left
 }
 
 // dueHeap orders waiting messages by their next attempt, then by their place in the stream.
@@ -138,7 +141,7 @@ func (q *Queue) Lease(ctx context.Context) (*queue.Delivery, error) {
 
 // takeDue leases the first due message, or says when the next one will be. Protected by mu.
 func (q *Queue) takeDue(now time.Time) (e *entry, next time.Time) {
-	if q.o.Hold != "" {
+	if q.o.Hold != "" || q.overloaded() {
 		return nil, time.Time{}
 	}
 	waiting := len(q.waiting) > 0 && !q.waiting[0].due.After(now)
@@ -155,6 +158,11 @@ func (q *Queue) takeDue(now time.Time) (e *entry, next time.Time) {
 	}
 	e.state = queue.Leased
 	return e, time.Time{}
+}
+
+// overloaded says that too much is settled and not with the cluster: what is leased now would come to that. Protected by mu.
+func (q *Queue) overloaded() bool {
+	return q.unsettled.messages >= q.unsettled.max || q.unsettled.bytes >= maxPrefetchBytes
 }
 
 // stopWaiting takes a leaser off the list; a signal it got meanwhile goes to the next one.
@@ -188,7 +196,7 @@ func (q *Queue) repull() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := time.Now()
-	if q.closed || q.o.Hold != "" || len(q.leasers) == 0 || now.Before(q.pull.next) {
+	if q.closed || q.o.Hold != "" || len(q.leasers) == 0 || q.overloaded() || now.Before(q.pull.next) {
 		return
 	}
 	if q.pull.outstanding > 0 && now.Sub(q.pull.heard) < 3*pullHeartbeat {
@@ -200,7 +208,10 @@ func (q *Queue) repull() {
 		q.running.Go(q.bindConsumer)
 		return
 	}
-	n := min(q.o.Prefetch, max(1, int(maxPrefetchBytes/max(q.maxMsg.Load(), 1))))
+	n := min(q.o.Prefetch, max(1, int(maxPrefetchBytes/max(q.maxMsg(), 1))))
+	if q.consumer.most > 0 {
+		n = min(n, q.consumer.most)
+	}
 	q.pull.generation++
 	q.pull.outstanding, q.pull.heard = n, now
 	request, _ := json.Marshal(struct {
@@ -219,7 +230,16 @@ func (q *Queue) bindConsumer() {
 	ctx, cancel := context.WithTimeout(q.ctx, q.o.Timeout)
 	defer cancel()
 	c, err := q.openConsumer(ctx)
+	if err == nil {
+		var info *js.StreamInfo
+		if info, err = q.streamInfo(ctx, q.o.Stream); err == nil {
+			q.mailStream(info.Created)
+		}
+	}
 	if err != nil {
+		if noStream(err) {
+			q.suspect()
+		}
 		if q.ctx.Err() == nil {
 			q.o.Log.Error("jetstream: no consumer to lease from", "consumer", q.o.Durable, "error", err)
 		}
@@ -318,6 +338,22 @@ func (q *Queue) arrive(raw *stored, ack string, deliveries uint64) {
 	q.wakeLeaser()
 }
 
+// mailStream is told when the mail stream was made. What came from another one is forgotten: its places are those of other messages now.
+func (q *Queue) mailStream(made time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.mailMade.IsZero() && !q.mailMade.Equal(made) && len(q.byID) > 0 {
+		q.o.Log.Error("jetstream: the stream was deleted and made again; messages that came from it are forgotten", "stream", q.o.Stream, "messages", len(q.byID))
+		q.buffer, q.waiting = nil, nil
+		clear(q.leases)
+		for id, e := range q.byID {
+			e.place, e.ack = -1, "" // what is being settled has nothing to acknowledge any more
+			delete(q.byID, id)
+		}
+	}
+	q.mailMade = made
+}
+
 // forget lets go of a message. Protected by mu.
 func (q *Queue) forget(e *entry) {
 	if e.place >= 0 {
@@ -365,6 +401,11 @@ func (q *Queue) deliver(ctx context.Context, e *entry) *queue.Delivery {
 		}
 		q.nc.Publish(e.ack, []byte("+WPI")) // it is leased again
 		raw, err := q.get(wait, q.o.Stream, getRequest{Seq: e.seq})
+		if err == nil {
+			if id, _ := raw.id(); id != e.id {
+				err = queue.ErrNotFound
+			}
+		}
 		switch {
 		case errors.Is(err, queue.ErrNotFound):
 			q.mu.Lock()
@@ -442,6 +483,18 @@ func (q *Queue) later(e *entry, due time.Time) {
 
 func (q *Queue) makeDelivery(ctx context.Context, e *entry, r *record) *queue.Delivery {
 	p, open, err := q.openBody(ctx, e.raw)
+	if errors.Is(err, queue.ErrCorrupt) {
+		// Before it is set aside for good: the stream may have it as it was, and only what came here not, such as from a consumer that leaves bodies out.
+		fresh, again := q.get(ctx, q.o.Stream, getRequest{Seq: e.seq})
+		if again == nil {
+			q.mu.Lock()
+			e.raw = fresh
+			q.mu.Unlock()
+			p, open, err = q.openBody(ctx, fresh)
+		} else if !errors.Is(again, queue.ErrNotFound) {
+			err = again
+		}
+	}
 	if err != nil {
 		if e.ours && !errors.Is(err, queue.ErrCorrupt) {
 			q.o.Log.Error("jetstream: message can't be read; trying again in a minute", "message", e.id, "error", err)
@@ -598,7 +651,14 @@ func (q *Queue) start(e *entry, to queue.State) {
 	if q.closed {
 		return
 	}
-	e.state, e.job = to, make(chan struct{})
+	e.state, e.job, e.stuck = to, make(chan struct{}), false
+	if e.raw != nil && (e.gone || to == queue.Waiting) { // the stream has it, or nobody needs it
+		head := *e.raw
+		head.data = nil
+		e.raw = &head
+	}
+	q.unsettled.messages++
+	q.unsettled.bytes += e.raw.dataBytes()
 	if to == queue.Waiting {
 		heap.Push(&q.waiting, e)
 		q.wakeLeaser()
@@ -606,52 +666,112 @@ func (q *Queue) start(e *entry, to queue.State) {
 	q.running.Go(func() { q.tell(e, to, e.job) })
 }
 
-// tell does what start began, as often as it takes.
+// tell does what start began, as often as it takes. It has a place among those that talk to the cluster only while it does.
 func (q *Queue) tell(e *entry, to queue.State, job chan struct{}) {
-	q.jobs <- struct{}{}
-	defer func() { <-q.jobs }()
 	q.mu.Lock()
 	r := &record{State: to, Attempts: e.attempts, Reason: e.reason, Seq: e.seq, Ack: e.ack}
 	if to == queue.Waiting {
 		r.Next = e.due.UTC()
 	}
 	r.setOutcomes(e.outcomes)
-	gone, ours, raw := e.gone, e.ours, e.raw
+	gone, raw := e.gone, e.raw
 	q.mu.Unlock()
+	places := q.moves
+	if gone {
+		places = q.acks
+	}
 	for try := 0; ; try++ {
-		ctx, cancel := context.WithTimeout(q.ctx, q.o.Timeout)
-		err := q.tellOnce(ctx, e, r, raw, gone, ours)
-		cancel()
-		if err == nil {
-			break
-		}
-		if try == 0 {
-			q.o.Log.Warn("jetstream: what became of a message is not with the cluster yet", "message", e.id, "error", err)
-		}
-		q.mu.Lock()
-		closed := q.closed
-		q.mu.Unlock()
-		if closed && try > 0 {
-			break // it will be leased again
-		}
 		select {
+		case places <- struct{}{}:
 		case <-q.ctx.Done():
-		case <-time.After(min(tick, resendPause<<min(try, 4))):
 		}
 		if q.ctx.Err() != nil {
 			break
 		}
+		ctx, cancel := context.WithTimeout(q.ctx, q.o.Timeout)
+		err := q.tellOnce(ctx, e, r, raw, gone)
+		cancel()
+		<-places
+		if err == nil {
+			break
+		}
+		q.mu.Lock()
+		closed := q.closed
+		if try+1 >= stuckTries {
+			q.stick(e, err)
+		}
+		q.mu.Unlock()
+		if closed && try > 0 {
+			break // it will be leased again
+		}
+		if try == 0 {
+			q.o.Log.Warn("jetstream: what became of a message is not with the cluster yet", "message", e.id, "error", err)
+		}
+		if noStream(err) {
+			q.suspect()
+		}
+		pause := time.NewTimer(min(maxSettlePause, resendPause<<min(try, 6)))
+		select {
+		case <-q.ctx.Done():
+		case <-q.closing:
+		case <-pause.C:
+		}
+		pause.Stop()
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.unsettled.messages--
+	q.unsettled.bytes -= raw.dataBytes()
+	if e.stuck {
+		e.stuck = false
+		q.unsettled.stuck--
+	}
 	e.job, e.raw, e.outcomes = nil, nil, nil
 	if to != queue.Waiting || gone || e.place >= 0 && len(q.waiting) > maxLocalWaiting {
 		q.forget(e)
 	}
 	close(job)
+	if !q.closed {
+		q.wakeLeaser() // it may have waited for this
+	}
 }
 
-func (q *Queue) tellOnce(ctx context.Context, e *entry, r *record, raw *stored, gone, ours bool) error {
+// stick notes that a settlement does not succeed. Protected by mu.
+func (q *Queue) stick(e *entry, err error) {
+	if !e.stuck {
+		if q.unsettled.stuck == 0 {
+			q.unsettled.since = q.o.Now()
+		}
+		e.stuck = true
+		q.unsettled.stuck++
+	}
+	q.unsettled.reason = trouble(err)
+}
+
+// stuckAlarm says what can't be settled, and why, or nothing.
+func (q *Queue) stuckAlarm() string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	u := &q.unsettled
+	if u.stuck == 0 {
+		return ""
+	}
+	return fmt.Sprintf("JetStream: what became of %d messages can't be noted: %s, since %s", u.stuck, u.reason, u.since.UTC().Format(time.RFC3339))
+}
+
+// noStream says whether err may be that of a stream that does not exist.
+func noStream(err error) bool {
+	return errors.Is(err, nats.ErrNoResponders) || errors.Is(err, js.ErrNoStreamResponse) || isAPI(err, js.JSErrCodeStreamNotFound)
+}
+
+func (m *stored) dataBytes() int64 {
+	if m == nil {
+		return 0
+	}
+	return int64(len(m.data))
+}
+
+func (q *Queue) tellOnce(ctx context.Context, e *entry, r *record, raw *stored, gone bool) error {
 	if !gone {
 		seq, err := q.putRecord(ctx, e.id, r)
 		if err != nil {
@@ -663,15 +783,24 @@ func (q *Queue) tellOnce(ctx context.Context, e *entry, r *record, raw *stored, 
 	}
 	switch {
 	case gone:
-		if err := q.ackSync(ctx, e); err != nil {
+		if !e.acked { // only this goroutine looks at it
+			if err := q.ackSync(ctx, e); err != nil {
+				return err
+			}
+			e.acked = true
+		}
+		if err := q.clean(ctx, e, raw); !isAPI(err, js.JSErrCodeStreamNotFound) {
 			return err
 		}
-		return q.clean(ctx, e, raw)
+		return nil // with its stream
 	case r.State == queue.Waiting:
 		// The cluster wakes it as well, a little later than we do, in case we are gone by then.
-		return q.nc.Publish(e.ackSubject(q), nakDelay(r.Next.Sub(q.o.Now())+q.o.AckWait))
+		if subject := e.ackSubject(q); subject != "" {
+			return q.nc.Publish(subject, nakDelay(r.Next.Sub(q.o.Now())+q.o.AckWait))
+		}
+		return nil
 	default:
-		if err := q.park(ctx, raw, e.id, r); err != nil {
+		if err := q.park(ctx, raw, e.id, r); err != nil && !errors.Is(err, queue.ErrNotFound) { // settled from elsewhere
 			return err
 		}
 		return q.ackSync(ctx, e)
@@ -686,9 +815,23 @@ func (e *entry) ackSubject(q *Queue) string {
 
 // ackSync acknowledges a message and waits until the consumer has noted it: the stream forgets it then.
 func (q *Queue) ackSync(ctx context.Context, e *entry) error {
-	_, err := q.nc.RequestWithContext(ctx, e.ackSubject(q), []byte("+ACK"))
+	subject := e.ackSubject(q)
+	if subject == "" {
+		return nil // its stream is gone
+	}
+	_, err := q.nc.RequestWithContext(ctx, subject, []byte("+ACK"))
 	if errors.Is(err, nats.ErrNoResponders) {
-		// The consumer is gone, or has no leader now. Without the consumer the message is still in the stream.
+		// The consumer is gone, or has no leader now. Without the consumer the message is still in the stream, unless that is another one.
+		m, err := q.get(ctx, q.o.Stream, getRequest{Seq: e.seq})
+		if errors.Is(err, queue.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if id, _ := m.id(); id != e.id {
+			return nil
+		}
 		return q.remove(ctx, q.o.Stream, e.seq)
 	}
 	if err != nil {
@@ -721,8 +864,17 @@ func (q *Queue) cleanObjects(ctx context.Context, raw *stored) error {
 	return nil
 }
 
-// park copies a message to the held or dead ones. Doing it twice leaves one.
+// park copies a message to the held or dead ones. Doing it twice leaves one. With nil the copy is there, and is what the stream has: the
+// original may go. ErrNotFound: there is no original any more.
 func (q *Queue) park(ctx context.Context, raw *stored, id envelope.ID, r *record) error {
+	if _, ours := raw.id(); raw.stream == q.o.Stream && (!ours || errors.Is(raw.whole(), queue.ErrCorrupt)) {
+		// The stream's own may be better than what came by the consumer.
+		fresh, err := q.get(ctx, raw.stream, getRequest{Seq: raw.seq})
+		if err != nil {
+			return err
+		}
+		raw = fresh
+	}
 	stream, subject := q.o.deadStream(), q.o.deadSubject(id.String())
 	if r.State == queue.Held {
 		stream, subject = q.o.heldStream(), q.o.heldSubject(id.String())
@@ -736,8 +888,44 @@ func (q *Queue) park(ctx context.Context, raw *stored, id envelope.ID, r *record
 	header.Set(hdrID, id.String())
 	header.Set(hdrReason, field(r.Reason))
 	header.Set(hdrAgain, r.State.String())
-	_, err := q.publish(ctx, stream, &nats.Msg{Subject: subject, Header: header, Data: raw.data})
-	return err
+	data, err := q.fit(ctx, id, header, raw.data)
+	if err != nil {
+		return err
+	}
+	seq, err := q.publish(ctx, stream, &nats.Msg{Subject: subject, Header: header, Data: data})
+	if err != nil {
+		return err
+	}
+	kept, err := q.get(ctx, stream, getRequest{Seq: seq})
+	if errors.Is(err, queue.ErrNotFound) {
+		return fmt.Errorf("jetstream: %s has thrown away what was put there", stream)
+	}
+	if err != nil {
+		return err
+	}
+	if kept.subject != subject || !bytes.Equal(kept.data, data) || kept.header.Get(hdrSum) != header.Get(hdrSum) || kept.header.Get(hdrID) != id.String() {
+		return fmt.Errorf("jetstream: %s has not kept what was put there as it was", stream)
+	}
+	return nil
+}
+
+// fit puts data into an object when the servers take less now than when it came; header points to it then.
+func (q *Queue) fit(ctx context.Context, id envelope.ID, header nats.Header, data []byte) ([]byte, error) {
+	if len(data) == 0 || headerBytes(header)+int64(len(data)) <= q.maxMsg() {
+		return data, nil
+	}
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		deadline = time.Now().Add(q.o.Timeout)
+	}
+	q.committing.Lock() // one object at a time
+	defer q.committing.Unlock()
+	err := q.putObject(id.String(), int64(len(data)), func(yield func([]byte) bool) { yield(data) }, deadline)
+	if err != nil {
+		return nil, err
+	}
+	header.Set(hdrObject, id.String())
+	return nil, nil
 }
 
 // heartbeat tells the consumer that what is here is still being worked on.

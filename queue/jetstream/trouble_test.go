@@ -5,7 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -98,8 +102,8 @@ func TestAStreamThatCannotKeepThePromiseIsRefusedWithEachDifference(t *testing.T
 	o := Options{URLs: []string{s.ClientURL()}, Create: true, Log: quiet}
 
 	missing, err := Check(ctx, o)
-	if err != nil || len(missing) != 5 || !strings.Contains(missing[0], "MAIL does not exist") {
-		t.Errorf("check of an empty server: %q, %v", missing, err)
+	if err != nil || len(missing.Missing) != 5 || !strings.Contains(missing.Missing[0], "MAIL does not exist") || len(missing.Wrong) > 0 {
+		t.Errorf("check of an empty server: %+v, %v", missing, err)
 	}
 	if _, err := api.CreateStream(ctx, js.StreamConfig{
 		Name: "MAIL", Subjects: []string{"mail.other"}, Retention: js.LimitsPolicy, Discard: js.DiscardOld, MaxAge: time.Hour, Storage: js.MemoryStorage,
@@ -116,22 +120,22 @@ func TestAStreamThatCannotKeepThePromiseIsRefusedWithEachDifference(t *testing.T
 	all := strings.Join(wrong.Differences, "\n")
 	for _, want := range []string{
 		"retention", "replicas, not 3", "storage", "throws old mail away", "duplicate window of 1s", "throws mail away after 1h", "does not take subject mail.inbound",
-		"MAIL_STATE does not exist", "MAIL_DEAD does not exist", "bucket MAIL_BODIES does not exist",
+		"MAIL_STATE does not exist", "MAIL_DEAD does not exist", "bucket MAIL_LARGE does not exist",
 	} {
 		if !strings.Contains(all, want) {
 			t.Errorf("the error does not say %q:\n%s", want, all)
 		}
 	}
-	if got, err := Check(ctx, o); err != nil || len(got) < len(wrong.Differences) {
-		t.Errorf("check: %q, %v", got, err)
+	if got, err := Check(ctx, o); err != nil || len(got.Wrong)+len(got.Missing) != len(wrong.Differences) {
+		t.Errorf("check: %+v, %v", got, err)
 	}
 	if err := api.DeleteStream(ctx, "MAIL"); err != nil {
 		t.Fatal(err)
 	}
 	o.Replicas = 1
 	q := opened(t, o)
-	if got, err := Check(ctx, o); err != nil || len(got) != 0 {
-		t.Errorf("check of what Open has made: %q, %v", got, err)
+	if got, err := Check(ctx, o); err != nil || len(got.Wrong)+len(got.Missing)+len(got.Notes) != 0 {
+		t.Errorf("check of what Open has made: %+v, %v", got, err)
 	}
 	q.Close()
 }
@@ -307,6 +311,56 @@ func TestASlowServerGetsItsBatchThroughASmallWindow(t *testing.T) {
 	}
 }
 
+// The window is full, by its bytes, before the stream would have acknowledged anything of its own accord.
+func TestAFastBatchOfLongMessagesDoesNotStall(t *testing.T) {
+	s := alone(t, t.TempDir())
+	q := opened(t, Options{Batch: "fast", WindowBytes: 4 << 20, Timeout: patience}, s)
+	for _, size := range []int{100 << 10, 900 << 10} {
+		start := time.Now()
+		mustCommit(t, q, queuetest.NewMaker(nil), 8<<20/size, size)
+		if d := time.Since(start); d > patience/4 { // a stall ends after a third
+			t.Errorf("%d bytes each: %v", size, d)
+		}
+	}
+}
+
+// The servers come back with a smaller max_payload.
+func TestMessagesFitTheServersAfterAReconnect(t *testing.T) {
+	port, dir := nettest.Port(t), t.TempDir()
+	listen := func(most int32) func(*server.Options) {
+		return func(o *server.Options) { o.Port, o.MaxPayload = port, most }
+	}
+	s := alone(t, dir, listen(1<<20))
+	q := opened(t, Options{}, s)
+	maker := queuetest.NewMaker(nil)
+	before := mustCommit(t, q, maker, 2, 600<<10)
+	s.Shutdown()
+	s.WaitForShutdown()
+	alone(t, dir, listen(256<<10))
+	eventually(t, "the smaller limit is known", func() bool { return q.maxMsg() == 256<<10 && q.Room() == nil })
+	after := mustCommit(t, q, maker, 1, 600<<10)
+
+	if err := q.Kill(lease(t, q), []queue.Outcome{refusedOutcome}, "refused"); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []queuetest.Message{before[1], after[0]} {
+		if d := lease(t, q); d.Env.ID != want.ID || !bytes.Equal(text(t, d), want.Text) {
+			t.Error("another message, or it has changed")
+		}
+	}
+	eventually(t, "the refused one is dead", func() bool { return messages(t, q, q.o.deadStream()) == 1 })
+	var b bytes.Buffer
+	if err := q.Cat(before[0].ID, &b); err != nil || !bytes.Equal(b.Bytes(), before[0].Text) {
+		t.Errorf("the dead one: %d bytes, %v", b.Len(), err)
+	}
+	if err := q.Release(before[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	if d := lease(t, q); d.Env.ID != before[0].ID || !bytes.Equal(text(t, d), before[0].Text) {
+		t.Error("another message, or it has changed")
+	}
+}
+
 func TestAStreamThatIsNotOursIsNotBelieved(t *testing.T) {
 	// Somebody answers on the subject that is not the stream.
 	a := parseAck(&nats.Msg{Data: []byte(`{"stream":"OTHER","seq":7}`)}, "MAIL")
@@ -358,6 +412,9 @@ func TestBreakerOpensAfterFailuresInARowAndClosesWithTheFirstAnswer(t *testing.T
 	}
 	b.probed()
 	allowed(true)
+	if b.alarm() != "" { // no mail may come before there is none
+		t.Errorf("alarm while half open: %q", b.alarm())
+	}
 	b.failed("again") // one failure of the trial is enough
 	allowed(false)
 	b.probed()
@@ -372,6 +429,42 @@ func TestBreakerOpensAfterFailuresInARowAndClosesWithTheFirstAnswer(t *testing.T
 		t.Error("opening is news once")
 	}
 	allowed(false)
+}
+
+// The connection was lost and is back: an edge behind a load balancer gets no mail, and a relay makes no commit, until there is no alarm.
+func TestAnEdgeIsReadyAgainWithoutMail(t *testing.T) {
+	s := alone(t, t.TempDir())
+	q := opened(t, Options{}, s)
+	q.disconnected(errors.New("a blip"))
+	if q.Stats().Alarm == "" || q.Room() == nil {
+		t.Error("no alarm when the connection is lost")
+	}
+	q.reconnected()
+	eventually(t, "there is no alarm", func() bool { return q.Stats().Alarm == "" && q.Room() == nil })
+}
+
+func TestWhatWaitingMayHelpAgainst(t *testing.T) {
+	for _, test := range []struct {
+		err  error
+		want bool
+	}{
+		{context.DeadlineExceeded, true},
+		{nats.ErrNoServers, true},
+		{nats.ErrNoResponders, true}, // no JetStream yet
+		{&js.APIError{Code: 503, ErrorCode: 10008, Description: "jetstream system temporarily unavailable"}, true},
+		{&js.APIError{Code: 503, ErrorCode: 10076, Description: "jetstream not enabled"}, true},
+		{&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, true},
+		{fmt.Errorf("%w: %w", nats.ErrTLS, &net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}), true},
+		{&net.OpError{Op: "remote error", Err: errors.New("tls: certificate required")}, false},
+		{fmt.Errorf("%w: connection closed by remote after TLS handshake: %w", nats.ErrTLS, io.EOF), false},
+		{nats.ErrAuthorization, false},
+		{&js.APIError{Code: 400, ErrorCode: 10065, Description: "subjects overlap with an existing stream"}, false},
+		{errors.New("nats: invalid credentials"), false},
+	} {
+		if got := Transient(fmt.Errorf("jetstream: %w", test.err)); got != test.want {
+			t.Errorf("%v: %v", test.err, got)
+		}
+	}
 }
 
 func TestServersAreShownWithoutTheirPasswords(t *testing.T) {
