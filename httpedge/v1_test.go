@@ -330,7 +330,9 @@ func TestLinesUnderWayAreBoundedOverAllBatches(t *testing.T) {
 	var all sync.WaitGroup
 	answers := make([]string, batches)
 	for i := range batches {
-		all.Go(func() { _, answers[i] = e.do("POST", "/v1/messages:batch", strings.Repeat(simple+"\n", 100), asNDJSON, "Connection: close") })
+		all.Go(func() {
+			_, answers[i] = e.do("POST", "/v1/messages:batch", strings.Repeat(simple+"\n", 100), asNDJSON, "Connection: close")
+		})
 	}
 	// Before a commit has ended nothing is answered, so what the batches have taken they keep. The first may have been alone and taken more.
 	for e.srv.batches.Load() < batches || e.srv.extra.Load() < share*batches*9/10 {
