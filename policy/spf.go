@@ -3,9 +3,11 @@ package policy
 import (
 	"bytes"
 	"fmt"
+	"hash/maphash"
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fastedge/fastedge/envelope"
@@ -96,6 +98,8 @@ type SPF struct {
 	rules [spf.PermError + 1]*compiledSPF
 	flood *compiledSPF
 	runs  sync.Pool // of *spfRun, with no lookup under way
+	seed  maphash.Seed
+	kept  [keptResults]atomic.Pointer[keptResult]
 }
 
 // compiledSPF is a rule with its message cut at {reason}.
@@ -110,9 +114,31 @@ const reasonMark = "{reason}"
 // explains stands between a domain and its own explanation, wherever the words around are ours (RFC 7208 §6.2 wants it to be told apart).
 const explains = " explains: "
 
-// repeatTime is how long a result stands for the next message of the same session with the same sender and HELO name. It begins with a check that the
-// cache answered, which lives by whole seconds and keeps everything for longer than this, so the next check would hardly ever find anything else.
-const repeatTime = time.Second
+// keptTime is how long a result stands for the next messages by a client with the same name and sender's domain. It begins with a check that the cache
+// answered, which lives by whole seconds and keeps everything for longer than this, so the next check would hardly ever find anything else.
+const keptTime = time.Second
+
+// keptResults is how many results are kept: 4,096 of some 500 bytes are 2 MB. One that falls on another's place takes it.
+const keptResults = 4096
+
+// keptResult is what a check has found out. Immutable.
+type keptResult struct {
+	client       netip.Addr
+	domain, helo string
+	begun        time.Time
+	result       spf.Result
+}
+
+// stands says that the result is that of another message.
+func (k *keptResult) stands(now time.Time, client netip.Addr, domain, helo []byte) bool {
+	return k != nil && k.client == client && k.domain == string(domain) && k.helo == string(helo) && !now.Before(k.begun) && now.Before(k.begun.Add(keptTime))
+}
+
+// place is where the result for a client and a domain is kept, if it is.
+func (s *SPF) place(client netip.Addr, domain []byte) *atomic.Pointer[keptResult] {
+	b := client.As16()
+	return &s.kept[(maphash.Bytes(s.seed, domain)^maphash.Bytes(s.seed, b[:]))%keptResults]
+}
 
 // rfc7372 are the replies for a rule that has only a code; RFC 7372 §3.2. The class is that of the code. The other results have no status code of
 // their own.
@@ -133,7 +159,7 @@ func NewSPF(o SPFOptions) (*SPF, error) {
 	if o.At != AtMail && o.At != AtRcpt && o.At != AtData {
 		return nil, fmt.Errorf("policy: SPF can't be enforced at %v", o.At)
 	}
-	s := &SPF{o: o, on: On(AtMail, AtClose)}
+	s := &SPF{o: o, on: On(AtMail, AtClose), seed: maphash.MakeSeed()}
 	s.timed, _ = o.Resolver.(timed)
 	if o.Enforce {
 		s.on |= On(o.At)
@@ -389,11 +415,11 @@ type spfRun struct {
 	from     string       // Sender of check
 	name     string       // the last Params' Helo,
 	sender   string       // and the last Sender that was not empty: a session's next message mostly has the same, and need not allocate them again
-	repeat   time.Time    // until then mail is the result for them, and for other senders of sender's domain unless mail.LocalPart; zero: it is not
 	begun    time.Time
 	until    time.Time          // when the checks must be over; zero while nothing is waited for
 	waiters  []func(spfOutcome) // of the present transaction
-	mail     spf.Result
+	mail     *spf.Result        // if hasMail; not to be changed
+	own      spf.Result         // what it is when it is not kept
 	check    spf.Check
 	timer    *time.Timer // calls expire; kept for the next check
 	helo     spf.Result
@@ -418,8 +444,8 @@ func (r *spfRun) reset() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.client, r.session, r.identity, r.from, r.next, r.name, r.sender = netip.Addr{}, envelope.ID{}, 0, "", spf.Params{}, "", ""
-	r.helo, r.mail, r.hasHelo, r.hasMail = spf.Result{}, spf.Result{}, false, false
-	r.waits, r.waiters, r.until, r.repeat = false, nil, time.Time{}, time.Time{}
+	r.helo, r.own, r.mail, r.hasHelo, r.hasMail = spf.Result{}, spf.Result{}, nil, false, false
+	r.waits, r.waiters, r.until = false, nil, time.Time{}
 }
 
 // idle says that no lookup is under way, so that the run may be used for something else.
@@ -450,17 +476,21 @@ func (r *spfRun) begin(identity spf.Identity, now time.Time, helo, sender []byte
 		if r.running && r.identity != spf.Helo || r.asking && !r.running {
 			return false
 		}
-		if now.Before(r.repeat) && r.repeats(now, helo, sender) {
-			r.told = false
+	}
+	var place *atomic.Pointer[keptResult]
+	if identity == spf.MailFrom && known && len(sender) > 0 && !r.running && !r.hasHelo {
+		domain := sender[bytes.LastIndexByte(sender, '@')+1:]
+		place = r.s.place(r.client, domain)
+		if k := place.Load(); k.stands(now, r.client, domain, helo) {
+			r.identity, r.mail, r.hasMail, r.told, r.waiters = spf.MailFrom, &k.result, true, false, nil
 			if r.tells(r.mail.Code) {
 				r.from = string(sender)
-				r.tellChecked(&r.mail)
+				r.tellChecked(r.mail)
 			}
 			r.concluded()
 			return true
 		}
 	}
-	r.repeat = time.Time{}
 	if r.name != string(helo) {
 		r.name = string(helo)
 	}
@@ -486,22 +516,11 @@ func (r *spfRun) begin(identity spf.Identity, now time.Time, helo, sender []byte
 	}
 	r.start(p)
 	r.drive(now)
-	if r.hasMail && known && len(sender) > 0 && r.mail.Code != spf.TempError && r.mail.Explanation == "" { // which may hold the time
-		r.repeat = now.Add(repeatTime)
+	// An explanation may hold the time, or the local-part.
+	if place != nil && r.hasMail && r.own.Code != spf.TempError && r.own.Explanation == "" && !r.own.LocalPart {
+		place.Store(&keptResult{r.client, r.sender[strings.LastIndexByte(r.sender, '@')+1:], r.name, now, r.own})
 	}
 	return true
-}
-
-// repeats says that mail, whose time is not over, is the result for this sender too. r.mu is held.
-func (r *spfRun) repeats(now time.Time, helo, sender []byte) bool {
-	if len(sender) == 0 || now.Before(r.begun) || string(helo) != r.name {
-		return false
-	}
-	if string(sender) == r.sender {
-		return true
-	}
-	at := bytes.LastIndexByte(sender, '@') + 1
-	return !r.mail.LocalPart && at > 0 && string(sender[at:]) == r.sender[strings.LastIndexByte(r.sender, '@')+1:]
 }
 
 // limit sets the time at which everything is over: counted from MAIL, or from HELO until then. r.mu is held.
@@ -566,7 +585,7 @@ func (r *spfRun) over() {
 	r.running = false
 	r.tellChecked(&result)
 	if r.identity == spf.MailFrom {
-		r.mail, r.hasMail = result, true
+		r.own, r.mail, r.hasMail = result, &r.own, true
 		r.concluded()
 		return
 	}
@@ -672,7 +691,7 @@ func (r *spfRun) take() (o spfOutcome) {
 	if r.hasHelo && r.s.heloDecides(&r.helo) {
 		o.result, o.identity = &r.helo, spf.Helo
 	} else {
-		o.result, o.identity = &r.mail, spf.MailFrom
+		o.result, o.identity = r.mail, spf.MailFrom
 	}
 	return o
 }

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -884,9 +885,9 @@ func TestLookupsThatPushOthersOut(t *testing.T) {
 	answering.Wait()
 }
 
-// What the cache has answered stands for the next message of the same sender, and of others of its domain unless the local-part had a say, for a
-// second, and for nobody else's.
-func TestARepeatedSenderIsNotLookedUpAgainForASecond(t *testing.T) {
+// What the cache has answered stands for a client's next messages with the same name and domain of the sender for a second, in whatever session, unless
+// the local-part had a say; and for nobody else's.
+func TestADomainIsNotLookedUpAgainForASecond(t *testing.T) {
 	d := newDNS(`TXT pass.example v=spf1 ip4:192.0.2.7 -all
 		TXT fail.example v=spf1 -all
 		TXT told.example v=spf1 -all exp=why.example
@@ -905,16 +906,16 @@ func TestARepeatedSenderIsNotLookedUpAgainForASecond(t *testing.T) {
 			asks         bool
 		}{
 			{"a@pass.example", "h.example", "a@pass.example", "h.example", 0, false},
-			{"a@pass.example", "h.example", "a@pass.example", "h.example", repeatTime - 1, false},
-			{"a@pass.example", "h.example", "a@pass.example", "h.example", repeatTime, true},
+			{"a@pass.example", "h.example", "a@pass.example", "h.example", keptTime - 1, false},
+			{"a@pass.example", "h.example", "a@pass.example", "h.example", keptTime, true},
 			{"a@pass.example", "h.example", "a@pass.example", "h.example", -1, true},
 			{"a@pass.example", "h.example", "b@pass.example", "h.example", 0, false},
 			{"a@pass.example", "h.example", "A@pass.example", "h.example", 0, false},
 			{"a@pass.example", "h.example", "a@b@pass.example", "h.example", 0, false},
-			{"a@pass.example", "h.example", "b@pass.example", "h.example", repeatTime, true},
+			{"a@pass.example", "h.example", "b@pass.example", "h.example", keptTime, true},
 			{"a@pass.example", "h.example", "a@PASS.example", "h.example", 0, true},
-			{"a@pass.example", "h.example", "pass.example", "h.example", 0, true},
-			{"a@local.example", "h.example", "a@local.example", "h.example", 0, false},
+			{"a@pass.example", "h.example", "pass.example", "h.example", 0, false},
+			{"a@local.example", "h.example", "a@local.example", "h.example", 0, true},
 			{"a@local.example", "h.example", "b@local.example", "h.example", 0, true},
 			{"a@both.example", "h.example", "b@both.example", "h.example", 0, true},
 			{"a@pass.example", "h.example", "a@pass.example", "i.example", 0, true},
@@ -953,10 +954,52 @@ func TestARepeatedSenderIsNotLookedUpAgainForASecond(t *testing.T) {
 			if asked > 0 != c.asks || c.next == c.sender && c.after >= 0 && c.sender != "a@told.example" && !slices.Equal(again, first) || !c.asks && !slices.Equal(again, first) {
 				t.Errorf("%+v: %q after %d lookups; before that %q", c, again, asked, first)
 			}
-			if third, asked := mail(c.next, c.name, begun.Add(c.after+repeatTime)); asked == 0 || !slices.Equal(third[:2], again[:2]) {
+			if third, asked := mail(c.next, c.name, begun.Add(c.after+keptTime)); asked == 0 || !slices.Equal(third[:2], again[:2]) {
 				t.Errorf("%+v, a second later: %q after %d lookups", c, third, asked)
 			}
 		}
+	}
+}
+
+// The result for a domain is that of other sessions of the client, and of no other client. Any number of domains is kept in the same room.
+func TestAKeptResultIsOneClients(t *testing.T) {
+	d := newDNS("TXT pass.example v=spf1 ip4:192.0.2.7 -all\nTXT other.example v=spf1 ip4:192.0.2.8 -all")
+	s := mustSPF(t, SPFOptions{Resolver: d, Enforce: true, Rules: map[spf.Code]SPFRule{spf.Fail: {Code: 550}}})
+	now := time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
+	mail := func(client, sender string) (reply string, asked int) {
+		d.asked = nil
+		var slot any // a session of its own
+		e := &Event{Stage: AtMail, Now: now, Slot: &slot, Client: Client{Addr: netip.AddrPortFrom(netip.MustParseAddr(client), 25000), Helo: []byte("h.example")},
+			Path: smtpcodec.Path{Mailbox: []byte(sender)}}
+		if err := s.Validate(e); err != nil || e.Pended() != nil {
+			t.Fatal(err, e.Pended())
+		}
+		return replyText(e.Reply), len(d.asked)
+	}
+	const fails = "550 5.7.23 SPF validation failed: SPF fail - not authorized"
+	for i, c := range []struct {
+		client, sender, reply string
+		asked                 int
+	}{
+		{"192.0.2.7", "a@pass.example", "", 1}, {"192.0.2.7", "b@pass.example", "", 0}, {"::ffff:192.0.2.7", "b@pass.example", "", 0},
+		{"192.0.2.8", "a@pass.example", fails, 1}, {"192.0.2.8", "a@pass.example", fails, 0}, {"192.0.2.7", "a@pass.example", "", 0},
+		{"2001:db8::7", "a@pass.example", fails, 1}, {"192.0.2.7", "a@other.example", fails, 1}, {"192.0.2.8", "a@other.example", "", 1},
+	} {
+		if reply, asked := mail(c.client, c.sender); reply != c.reply || asked != c.asked {
+			t.Errorf("%d: %q after %d lookups, want %q after %d", i, reply, asked, c.reply, c.asked)
+		}
+	}
+	kept := 0
+	for i := range 3 * keptResults {
+		mail("192.0.2.7", "a@d"+strconv.Itoa(i)+".example")
+	}
+	for i := range s.kept {
+		if s.kept[i].Load() != nil {
+			kept++
+		}
+	}
+	if kept < keptResults*9/10 {
+		t.Errorf("%d of %d places are used: domains fall on few", kept, keptResults)
 	}
 }
 

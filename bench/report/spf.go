@@ -51,7 +51,7 @@ func (res *result) spfCells() [][][]string {
 	session := [][]string{{"a message of 4 KiB in a session", "µs", "growth in a round, µs", "allocations"}}
 	off := res.row("bench", "SessionWithSPF/off")
 	for _, line := range []struct{ name, as string }{{"off", "spf.mode off"}, {"enforce-no-fields", "enforce, no header fields"}, {"enforce", "enforce"},
-		{"enforce-colleagues", "enforce, another sender of the domain"}, {"enforce-repeated", "enforce, the same sender again"}} {
+		{"enforce-checked", "enforce, each checked in full"}} {
 		if w := res.row("bench", "SessionWithSPF/"+line.name); w != nil && off != nil {
 			micros := func(ns, _ float64) float64 { return ns / 1000 }
 			growth := pair(w.Metrics["ns/op"], off.Metrics["ns/op"], func(a, b float64) float64 { return (a - b) / 1000 }).String()
