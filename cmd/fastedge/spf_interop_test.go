@@ -235,7 +235,7 @@ type senderCase struct {
 }
 
 var senderCases = []senderCase{
-	{client: "192.0.2.7", from: "a@fail.spf.test", reply: `550 5\.7\.23 SPF validation failed: 192\.0\.2\.7 is none of fail\.spf\.test's, says mx\.example\.net\r\n$`,
+	{client: "192.0.2.7", from: "a@fail.spf.test", reply: `550 5\.7\.23 SPF validation failed: fail\.spf\.test explains: 192\.0\.2\.7 is none of fail\.spf\.test's, says mx\.example\.net\r\n$`,
 		result: "fail", action: "refused", domain: "fail.spf.test", mechanism: "all"},
 	{client: "198.51.100.9", from: "a@fail.spf.test", reply: `250 2\.1\.0 <a@fail\.spf\.test> Ok\r\n$`, result: "pass", action: "none", domain: "fail.spf.test", mechanism: "ip4:198.51.100.0/24"},
 	{client: "192.0.2.7", from: "a@softfail.spf.test", reply: `250 2\.1\.0 Accepted, although: domain owner discourages use of this host\r\n$`,
@@ -250,7 +250,7 @@ var senderCases = []senderCase{
 	{client: "192.0.2.7", from: "a@two.spf.test", reply: `550 5\.7\.24 SPF validation error: `, result: "permerror", action: "refused", domain: "two.spf.test"},
 	{client: "192.0.2.7", from: "a@voids.spf.test", reply: `550 5\.7\.24 SPF validation error: `, result: "permerror", action: "refused", domain: "voids.spf.test", mechanism: "a:n3.spf.test"},
 	{client: "192.0.2.7", from: "a@temp.spf.test", reply: `451 4\.7\.24 SPF validation error: `, result: "temperror", action: "refused"},
-	{client: "192.0.2.7", from: "a@alias.spf.test", reply: `550 5\.7\.23 SPF validation failed: 192\.0\.2\.7 is none of alias\.spf\.test's`,
+	{client: "192.0.2.7", from: "a@alias.spf.test", reply: `550 5\.7\.23 SPF validation failed: alias\.spf\.test explains: 192\.0\.2\.7 is none of alias\.spf\.test's`,
 		result: "fail", action: "refused", domain: "alias.spf.test", mechanism: "all"},
 	{client: "192.0.2.7", from: "a@big.test", reply: `250 `, result: "pass", action: "none", domain: "big.test", mechanism: "ip4:192.0.2.7"},
 	{client: "192.0.2.8", from: "a@big.test", reply: `550 5\.7\.23 `, result: "fail", action: "refused", domain: "big.test", mechanism: "all"},
@@ -260,7 +260,7 @@ var senderCases = []senderCase{
 	{client: "192.0.2.7", from: "a@named.spf.test", reply: `250 `, result: "pass", action: "none", domain: "named.spf.test", mechanism: "ptr"},
 	{client: "192.0.2.8", from: "a@named.spf.test", reply: `550 5\.7\.23 `, result: "fail", action: "refused", domain: "named.spf.test", mechanism: "all"},
 	{client: "192.0.2.7", from: "a@signed.test", reply: `250 `, result: "pass", action: "none", domain: "signed.test", mechanism: "ip4:192.0.2.7"},
-	{client: "192.0.2.7", from: "", helo: "fail.spf.test", reply: `550 5\.7\.23 SPF validation failed: 192\.0\.2\.7 is none of fail\.spf\.test's`,
+	{client: "192.0.2.7", from: "", helo: "fail.spf.test", reply: `550 5\.7\.23 SPF validation failed: fail\.spf\.test explains: 192\.0\.2\.7 is none of fail\.spf\.test's`,
 		result: "fail", action: "refused", domain: "fail.spf.test", mechanism: "all"},
 }
 
@@ -323,7 +323,11 @@ func checkSender(t *testing.T, p *process, server string, test senderCase) {
 		}
 		fields := p.fields(m[1])
 		received := "Received-SPF: " + test.result + " (mx.example.net: "
-		if !strings.HasPrefix(fields[0], received) || !strings.Contains(fields[0], ") client-ip="+test.client+"; envelope-from=\""+test.from+
+		clientIP := test.client
+		if strings.Contains(clientIP, ":") { // no dot-atom (RFC 7208 §9.1)
+			clientIP = strconv.Quote(clientIP)
+		}
+		if !strings.HasPrefix(fields[0], received) || !strings.Contains(fields[0], ") client-ip="+clientIP+"; envelope-from=\""+test.from+
 			"\"; helo="+helo+"; identity=mailfrom; receiver=mx.example.net") {
 			t.Errorf("%s from %s: %q does not begin with %q", test.from, test.client, fields[0], received)
 		}
