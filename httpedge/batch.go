@@ -25,8 +25,8 @@ const (
 	// answerDelay is how long answers wait for more while the client is within a line, or there are lines that it has sent: a write for each commit's
 	// few was a sixth of a batch's cost. At the end of a line the client may be waiting itself, so then they are sent at once.
 	answerDelay = 50 * time.Millisecond
-	// maxChunkBytes of answers and one more go together: with the chunk's own lines they are below the 4,096 that fasthttp writes at a time.
-	maxChunkBytes = 3 << 10
+	// maxChunkBytes of answers go together: with the chunk's own lines they are what fasthttp writes at a time.
+	maxChunkBytes = 4096 - 16
 )
 
 // batch is one request under way. It is the response's body: fasthttp reads the answers from it while it writes them.
@@ -122,12 +122,7 @@ func (b *batch) read() {
 		b.c.pace.message(b.c.at.Session.MinDataRate, b.srv.o.paceWindow)
 		one := b.srv.takeLine(b, text, number)
 		b.c.pace.over()
-		select {
-		case b.pending <- one: // there is room: a place was taken
-		case <-b.stop:
-			b.srv.settle(&one)
-			return
-		}
+		b.pending <- one // there is room: a place was taken
 	}
 }
 
@@ -282,8 +277,9 @@ func (b *batch) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// gather appends answers that can go with the first one.
+// gather appends answers that can go with the first one, and leaves room for no other of its length.
 func (b *batch) gather(room int) {
+	room -= len(b.out)
 	for delayed := false; len(b.out) < room; {
 		var one line
 		var ok bool

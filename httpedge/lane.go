@@ -35,6 +35,7 @@ type lane struct {
 	refusal  smtpcodec.Reply // the last refusal
 	reason   session.Reason  // and why
 	logged   uint64          // reasons of refusals already logged for this message
+	waited   bool            // for a validator
 
 	// greeted says that a dialogue is open in which a message was taken: the next one of the same client with the same name needs no greeting.
 	greeted bool
@@ -77,7 +78,7 @@ type poster struct {
 // begin opens the dialogue, or goes on with that of the lane's last message: helo is the client's name, empty for its address. false: l.answer says why
 // not.
 func (l *lane) begin(at *Listener, p *poster, helo []byte, now time.Time) bool {
-	l.logged, l.reason = 0, session.ReasonNone
+	l.logged, l.reason, l.waited = 0, session.ReasonNone, false
 	if l.res.Refuse, l.res.RefuseReason = nil, session.ReasonNone; !l.admitted {
 		l.res.Refuse, l.res.RefuseReason = l.srv.refuse()
 	}
@@ -308,6 +309,7 @@ func (l *lane) appendSaid(dst []byte) []byte {
 
 // awaitPolicy waits for a validator, as long as the session lets it.
 func (l *lane) awaitPolicy(out []byte) ([]byte, session.Step) {
+	l.waited = true
 	p := l.sess.Pending()
 	woken := make(chan struct{})
 	p.Arm(func(*policy.Pending) { close(woken) })

@@ -569,7 +569,9 @@ func (s *Server) dialogue(in *intake) *problem {
 			return in.refusal()
 		}
 	}
-	now = time.Now() // validators may have taken theirs
+	if l.waited {
+		now = time.Now()
+	}
 	if !l.end(now) {
 		return in.refusal()
 	}
