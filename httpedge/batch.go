@@ -18,8 +18,8 @@ const (
 	// batchWindow is how many messages of one batch may wait for their commit.
 	batchWindow = 128
 	// maxExtraLanes is how many lanes all batches together may have beyond their first, until they are answered; in equal shares, of minExtraLanes or more
-	// while there are any. With 100 batches some 600 messages share a commit. 128 cost more for each message, and thousands twice as much: none of
-	// their memory is in the processor's caches any more when their commit is over (bench/http).
+	// while there are any. With 100 batches some 600 messages share a commit. More would share its cost with few others, and none of their memory would
+	// be in the processor's caches any more when it is over.
 	maxExtraLanes = 512
 	minExtraLanes = 2
 	// answerDelay is how long answers wait for more while the client is within a line, or there are lines that it has sent: a write for each commit's
