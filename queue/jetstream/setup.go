@@ -226,6 +226,15 @@ func (q *Queue) prepare(ctx context.Context, create bool) (*Findings, error) {
 // createStream makes a stream; a server that does not know a feature gets it without.
 func (q *Queue) createStream(ctx context.Context, want js.StreamConfig) (*js.StreamInfo, error) {
 	stream, err := q.js.CreateStream(ctx, want)
+	// A server that is still removing the account's last stream takes the directory away below the new one.
+	for tries := 0; tries < 5 && isAPI(err, 10049); tries++ {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+		stream, err = q.js.CreateStream(ctx, want)
+	}
 	if isAPI(err, 10025) { // invalid JSON: it does not know a field
 		want.AllowAtomicPublish, want.AllowBatchPublish = false, false
 		stream, err = q.js.CreateStream(ctx, want)
