@@ -18,26 +18,72 @@ type ourFields struct {
 	comment  []byte // of Received-SPF, as far as the reason
 	receiver []byte // "; receiver=" and the name
 	results  []byte // Authentication-Results as far as the first method
+	bare     bool   // no Received-SPF
 }
 
-func newOurFields(hostname string) (o ourFields) {
+func newOurFields(hostname string, bare bool) *ourFields {
+	o := &ourFields{bare: bare}
 	o.comment = append(appendEscaped([]byte("\r\n\t("), hostname, &inComment), ": "...)
 	o.receiver = appendPair(nil, "; receiver=", hostname)
 	o.results = appendPair(nil, "Authentication-Results: ", hostname)
 	return o
 }
 
-// appendReceivedSPF appends Received-SPF (RFC 7208 §9.1), CRLF included.
-func (o *ourFields) appendReceivedSPF(dst []byte, e *Event, r *spf.Result, identity spf.Identity) []byte {
+// spfFields are the fields of an SPF result, but for the reverse-path: the same for all messages that the result is for.
+type spfFields struct {
+	text []byte
+	cut  int // in text, where the reverse-path stands; 0: nowhere, there is no Received-SPF
+}
+
+func (o *ourFields) spfFields(client netip.Addr, helo []byte, r *spf.Result, identity spf.Identity) (f spfFields) {
+	f.text = make([]byte, 0, 512) // most need less
+	if !o.bare {
+		f.text = o.beginReceivedSPF(f.text, client, r)
+		f.cut = len(f.text)
+		f.text = o.endReceivedSPF(f.text, helo, r, identity)
+	}
+	f.text = o.appendSPFResult(f.text, r)
+	return f
+}
+
+// appendSPF appends Received-SPF (RFC 7208 §9.1), and Authentication-Results (RFC 8601) as far as the method spf. The property is what was checked: HELO's
+// name for the null reverse-path.
+func (o *ourFields) appendSPF(dst []byte, e *Event, found *spfOutcome) []byte {
+	path := reversePath(e)
+	if k := found.kept; k != nil && k.fields.text != nil {
+		dst = append(dst, k.fields.text[:k.fields.cut]...)
+		if k.fields.cut > 0 {
+			dst = appendPair(dst, "", path)
+		}
+		dst = append(dst, k.fields.text[k.fields.cut:]...)
+	} else {
+		if !o.bare {
+			dst = o.beginReceivedSPF(dst, clientIP(e), found.result)
+			dst = appendPair(dst, "", path)
+			dst = o.endReceivedSPF(dst, e.Client.Helo, found.result, found.identity)
+		}
+		dst = o.appendSPFResult(dst, found.result)
+	}
+	if found.identity == spf.MailFrom && len(path) > 0 {
+		return appendAddress(append(dst, " smtp.mailfrom="...), path)
+	}
+	return appendPair(dst, " smtp.helo=", e.Client.Helo)
+}
+
+// beginReceivedSPF appends the field as far as the reverse-path.
+func (o *ourFields) beginReceivedSPF(dst []byte, client netip.Addr, r *spf.Result) []byte {
 	dst = append(append(dst, "Received-SPF: "...), r.Code.String()...)
 	dst = append(dst, o.comment...)
 	if r.Explanation != "" { // not in our words
 		dst = append(append(dst, explainer(r)...), explains...)
 	}
 	dst = append(appendEscaped(dst, whyOf(r), &inComment), ")\r\n\tclient-ip="...)
-	dst = appendIP(dst, clientIP(e))
-	dst = appendPair(dst, ";\r\n\tenvelope-from=", reversePath(e))
-	dst = appendPair(dst, ";\r\n\thelo=", e.Client.Helo)
+	return append(appendIP(dst, client), ";\r\n\tenvelope-from="...)
+}
+
+// endReceivedSPF appends what stands behind the reverse-path, CRLF included.
+func (o *ourFields) endReceivedSPF(dst, helo []byte, r *spf.Result, identity spf.Identity) []byte {
+	dst = appendPair(dst, ";\r\n\thelo=", helo)
 	dst = append(append(dst, ";\r\n\tidentity="...), identity.String()...)
 	dst = append(dst, o.receiver...)
 	if r.Mechanism != "" {
@@ -51,13 +97,9 @@ func (o *ourFields) appendReceivedSPF(dst []byte, e *Event, r *spf.Result, ident
 
 // The methods of Authentication-Results (RFC 8601 §2.7), each with the semicolon before it.
 
-// appendSPFResult appends the method spf. The property is what was checked: HELO's name for the null reverse-path.
-func appendSPFResult(dst []byte, e *Event, r *spf.Result, identity spf.Identity) []byte {
-	dst = append(append(dst, ";\r\n\tspf="...), r.Code.String()...)
-	if path := reversePath(e); identity == spf.MailFrom && len(path) > 0 {
-		return appendAddress(append(dst, " smtp.mailfrom="...), path)
-	}
-	return appendPair(dst, " smtp.helo=", e.Client.Helo)
+// appendSPFResult appends the field as far as the result of the method spf.
+func (o *ourFields) appendSPFResult(dst []byte, r *spf.Result) []byte {
+	return append(append(append(dst, o.results...), ";\r\n\tspf="...), r.Code.String()...)
 }
 
 // appendIPRev appends the method iprev, with the name found, if any.

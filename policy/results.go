@@ -18,19 +18,20 @@ type ResultsOptions struct {
 type Results struct {
 	o    ResultsOptions
 	on   Stages
-	ours ourFields
+	ours *ourFields
 }
 
 // findings is what Results remembers of a session.
 type findings struct {
-	spf *spfRun
+	spf spfState
 	ptr *ptrRun
 }
 
 // NewResults takes SPF and PTR over: they are not to be asked by themselves.
 func NewResults(o ResultsOptions) *Results {
-	r := &Results{o: o, on: On(AtMessage), ours: newOurFields(o.Hostname)}
+	r := &Results{o: o, on: On(AtMessage), ours: newOurFields(o.Hostname, o.EnvelopeOnly)}
 	if o.SPF != nil {
+		o.SPF.ours = r.ours
 		r.on |= o.SPF.Stages() | On(AtClose)
 	}
 	if o.PTR != nil {
@@ -71,7 +72,7 @@ func (r *Results) Validate(e *Event) error {
 		found.ptr.giveUp()
 	}
 	if r.o.SPF != nil {
-		found.spf = r.o.SPF.step(found.spf, e)
+		r.o.SPF.step(&found.spf, e)
 	}
 	return nil
 }
@@ -82,17 +83,16 @@ func (r *Results) tellsLogin(e *Event) bool { return r.o.Logins && e.Client.User
 func (r *Results) write(found *findings, e *Event) {
 	host, name := found.ptr.outcome()
 	e.Host = host
-	run := found.spf
-	if run == nil {
+	if !found.spf.checks() {
 		e.Fields = r.appendFields(e.Fields, e, nil, host, name)
 		return
 	}
-	if o, done := run.outcome(); done {
+	if o, done := found.spf.outcome(); done {
 		e.Fields = r.appendFields(e.Fields, e, &o, host, name)
 		return
 	}
 	p := e.Pend()
-	run.await(func(o spfOutcome) { p.Done(p.Reply, r.appendFields(nil, &p.Event, &o, host, name)) })
+	found.spf.run.await(func(o spfOutcome) { p.Done(p.Reply, r.appendFields(nil, &p.Event, &o, host, name)) })
 }
 
 // appendFields appends the fields; o nil means that SPF was not checked.
@@ -103,12 +103,10 @@ func (r *Results) appendFields(fields []byte, e *Event, o *spfOutcome, host stri
 	if cap(fields) == 0 {
 		fields = make([]byte, 0, 768) // most messages need less
 	}
-	if o != nil && !r.o.EnvelopeOnly {
-		fields = r.ours.appendReceivedSPF(fields, e, o.result, o.identity)
-	}
-	fields = append(fields, r.ours.results...)
 	if o != nil {
-		fields = appendSPFResult(fields, e, o.result, o.identity)
+		fields = r.ours.appendSPF(fields, e, o)
+	} else {
+		fields = append(fields, r.ours.results...)
 	}
 	if name != iprevUnknown {
 		fields = appendIPRev(fields, clientIP(e), host, name)

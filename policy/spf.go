@@ -97,9 +97,10 @@ type SPF struct {
 	on    Stages
 	rules [spf.PermError + 1]*compiledSPF
 	flood *compiledSPF
-	runs  sync.Pool // of *spfRun, with no lookup under way
+	runs  sync.Pool  // of *spfRun, with no lookup under way
+	ours  *ourFields // of the Results that has taken it over, which has them written once for each kept result; nil: none
 	seed  maphash.Seed
-	kept  [keptResults]atomic.Pointer[keptResult]
+	kept  [keptResults / 2]keptPair
 }
 
 // compiledSPF is a rule with its message cut at {reason}.
@@ -118,26 +119,86 @@ const explains = " explains: "
 // answered, which lives by whole seconds and keeps everything for longer than this, so the next check would hardly ever find anything else.
 const keptTime = time.Second
 
-// keptResults is how many results are kept: 4,096 of some 500 bytes are 2 MB. One that falls on another's place takes it.
+// keptResults is how many results are kept: 4,096 of some 1,000 bytes, their fields included, are 4 MB.
 const keptResults = 4096
 
-// keptResult is what a check has found out. Immutable.
-type keptResult struct {
+// keptKey is what a result is that of. helo and domain are borrowed.
+type keptKey struct {
 	client       netip.Addr
-	domain, helo string
+	helo, domain []byte
+}
+
+// keptResult is what a check has found out. Immutable. It lies in as few cache lines as may be, since between two messages of a client others have had
+// the cache.
+type keptResult struct {
 	begun        time.Time
+	client       netip.Addr
+	helo, domain uint8     // their lengths
+	names        [102]byte // one behind the other; longer ones are not kept
+	fields       spfFields
 	result       spf.Result
 }
 
-// stands says that the result is that of another message.
-func (k *keptResult) stands(now time.Time, client netip.Addr, domain, helo []byte) bool {
-	return k != nil && k.client == client && k.domain == string(domain) && k.helo == string(helo) && !now.Before(k.begun) && now.Before(k.begun.Add(keptTime))
+// newKept copies the key; nil is what is not to be kept: an explanation may hold the time, or the local-part.
+func (s *SPF) newKept(begun time.Time, key *keptKey, result *spf.Result) *keptResult {
+	k := &keptResult{begun: begun, client: key.client, helo: uint8(len(key.helo)), domain: uint8(len(key.domain))}
+	if result == nil || len(key.helo)+len(key.domain) > len(k.names) || result.Code == spf.TempError || result.Explanation != "" || result.LocalPart {
+		return nil
+	}
+	k.result = *result
+	copy(k.names[copy(k.names[:], key.helo):], key.domain)
+	if s.ours != nil {
+		k.fields = s.ours.spfFields(key.client, key.helo, result, spf.MailFrom)
+	}
+	return k
 }
 
-// place is where the result for a client and a domain is kept, if it is.
-func (s *SPF) place(client netip.Addr, domain []byte) *atomic.Pointer[keptResult] {
-	b := client.As16()
-	return &s.kept[(maphash.Bytes(s.seed, domain)^maphash.Bytes(s.seed, b[:]))%keptResults]
+// is says that the result is that of key, whenever.
+func (k *keptResult) is(key *keptKey) bool {
+	if k == nil || int(k.helo) != len(key.helo) || int(k.domain) != len(key.domain) || k.client != key.client {
+		return false
+	}
+	domain := k.names[k.helo:]
+	return string(k.names[:k.helo]) == string(key.helo) && string(domain[:k.domain]) == string(key.domain)
+}
+
+// stands says that the result is that of another message.
+func (k *keptResult) stands(now time.Time, key *keptKey) bool {
+	if !k.is(key) {
+		return false
+	}
+	age := now.Sub(k.begun)
+	return age >= 0 && age < keptTime
+}
+
+// keptPair are two places for the results that fall on them, of which a third one takes the older's.
+type keptPair [2]atomic.Pointer[keptResult]
+
+// places are where a result is kept, if it is.
+func (s *SPF) places(key *keptKey) *keptPair {
+	client := key.client.As16()
+	return &s.kept[(maphash.Bytes(s.seed, key.domain)^maphash.Bytes(s.seed, client[:]))%uint64(len(s.kept))]
+}
+
+func (p *keptPair) find(now time.Time, key *keptKey) *keptResult {
+	for i := range p {
+		if k := p[i].Load(); k.stands(now, key) {
+			return k
+		}
+	}
+	return nil
+}
+
+func (p *keptPair) keep(key *keptKey, k *keptResult) {
+	first, second := p[0].Load(), p[1].Load()
+	switch {
+	case first == nil || first.is(key):
+		p[0].Store(k)
+	case second == nil || second.is(key) || second.begun.Before(first.begun):
+		p[1].Store(k)
+	default:
+		p[0].Store(k)
+	}
 }
 
 // rfc7372 are the replies for a rule that has only a code; RFC 7372 §3.2. The class is that of the code. The other results have no status code of
@@ -276,49 +337,71 @@ func (s *SPF) Stages() Stages { return s.on }
 // Remembers is Rememberer's.
 func (s *SPF) Remembers() bool { return true }
 
+// spfState is what is remembered of a session. It belongs to the goroutine that asks: a message whose result is kept shares nothing with others, and
+// waits for no lock.
+type spfState struct {
+	last *keptResult // which the next transaction mostly has again
+	kept *keptResult // of the present transaction
+	told bool        // SPFOptions.Told knows of kept
+	run  *spfRun     // has the result, unless it is kept; both nil: there is no check
+}
+
 // Validate begins the check, or applies its result.
 func (s *SPF) Validate(e *Event) error {
-	run, _ := (*e.Slot).(*spfRun)
-	if next := s.step(run, e); next != run {
-		*e.Slot = next
+	state, _ := (*e.Slot).(*spfState)
+	if state == nil {
+		state = &spfState{}
+		*e.Slot = state
 	}
+	s.step(state, e)
 	return nil
 }
 
-// step is Validate. It gives the run that belongs to the session from now on; nil is none.
-func (s *SPF) step(run *spfRun, e *Event) *spfRun {
+// step is Validate.
+func (s *SPF) step(state *spfState, e *Event) {
 	switch e.Stage {
 	case AtHelo:
 		if !s.o.HeloFirst {
-			return run
+			return
 		}
-		s.recycle(run)
-		if s.skips(&e.Client) {
-			return nil
+		s.forget(state)
+		if !s.skips(&e.Client) {
+			state.run = s.run(&e.Client)
+			state.run.begin(spf.Helo, e.Now, e.Client.Helo, nil)
 		}
-		run = s.run(&e.Client)
-		run.begin(spf.Helo, e.Now, e.Client.Helo, nil)
-		return run
+		return
 	case AtClose:
-		s.recycle(run)
-		return nil
+		s.forget(state)
+		return
 	case AtMail:
 		if s.skips(&e.Client) {
-			s.recycle(run)
-			return nil
+			s.forget(state)
+			return
 		}
-		run = s.mailRun(run, e)
+		s.mail(state, e)
 	}
-	if run == nil || !s.o.Enforce || e.Stage != s.o.At {
-		return run
+	if !state.checks() || !s.o.Enforce || e.Stage != s.o.At {
+		return
 	}
-	if o, done := run.outcome(); done {
+	if o, done := state.outcome(); done {
 		e.Reply = s.enforce(o)
-		return run
+		return
 	}
 	p := e.Pend()
-	run.await(func(o spfOutcome) { p.Done(s.enforce(o), nil) })
-	return run
+	state.run.await(func(o spfOutcome) { p.Done(s.enforce(o), nil) })
+}
+
+// checks says that there is a result, or will be.
+func (state *spfState) checks() bool { return state.kept != nil || state.run != nil }
+
+// outcome is that of the transaction, once it is there.
+func (state *spfState) outcome() (o spfOutcome, done bool) {
+	if state.kept == nil {
+		return state.run.outcome()
+	}
+	o = spfOutcome{&state.kept.result, spf.MailFrom, state.kept, !state.told}
+	state.told = true
+	return o, true
 }
 
 // skips says that a client is not checked.
@@ -373,6 +456,38 @@ func (s *SPF) run(c *Client) *spfRun {
 	return r
 }
 
+// mail finds the result of a reverse-path among those that are kept, or begins its check.
+func (s *SPF) mail(state *spfState, e *Event) {
+	state.kept = nil
+	sender := e.Path.Mailbox
+	if len(sender) == 0 || e.Now.IsZero() || s.o.HeloFirst { // the result of HELO would have a say
+		state.run = s.mailRun(state.run, e)
+		return
+	}
+	key := keptKey{plainAddr(e.Client.Addr.Addr()), e.Client.Helo, sender[bytes.LastIndexByte(sender, '@')+1:]}
+	if !state.last.stands(e.Now, &key) {
+		places := s.places(&key)
+		k := places.find(e.Now, &key)
+		if k == nil {
+			state.run = s.mailRun(state.run, e)
+			if k = s.newKept(e.Now, &key, state.run.cached()); k != nil {
+				places.keep(&key, k)
+				state.last, state.kept, state.told = k, k, !s.o.Enforce
+			}
+			return
+		}
+		state.last = k
+	}
+	k := state.last
+	state.kept, state.told = k, !s.o.Enforce
+	if s.tells(k.result.Code) {
+		s.o.Checked(SPFChecked{Session: e.Client.ID, Client: key.client, Identity: spf.MailFrom, Sender: string(sender), Result: k.result})
+	}
+	if !s.o.Enforce {
+		s.observe(&k.result)
+	}
+}
+
 // mailRun begins the check of the reverse-path, behind that of HELO, if there is one.
 func (s *SPF) mailRun(run *spfRun, e *Event) *spfRun {
 	if run != nil && run.begin(spf.MailFrom, e.Now, e.Client.Helo, e.Path.Mailbox) {
@@ -388,12 +503,13 @@ func (s *SPF) mailRun(run *spfRun, e *Event) *spfRun {
 	return run
 }
 
-// recycle takes a run back that nobody will ask any more.
-func (s *SPF) recycle(run *spfRun) {
-	if run != nil && run.idle() {
+// forget takes the run back, if nobody will ask it any more.
+func (s *SPF) forget(state *spfState) {
+	if run := state.run; run != nil && run.idle() {
 		run.reset()
 		s.runs.Put(run)
 	}
+	state.last, state.kept, state.run = nil, nil, nil
 }
 
 // spfRun is the checks of one session's present transaction: HELO's, if wanted, then the reverse-path's.
@@ -418,8 +534,7 @@ type spfRun struct {
 	begun    time.Time
 	until    time.Time          // when the checks must be over; zero while nothing is waited for
 	waiters  []func(spfOutcome) // of the present transaction
-	mail     *spf.Result        // if hasMail; not to be changed
-	own      spf.Result         // what it is when it is not kept
+	mail     spf.Result         // if hasMail
 	check    spf.Check
 	timer    *time.Timer // calls expire; kept for the next check
 	helo     spf.Result
@@ -428,9 +543,10 @@ type spfRun struct {
 
 // spfOutcome is what a transaction's checks have come to.
 type spfOutcome struct {
-	result   *spf.Result // the run's own, until its next begin
+	result   *spf.Result // the run's own, until its next begin, or of what is kept
 	identity spf.Identity
-	first    bool // nobody has had it before
+	kept     *keptResult // nil: it is not
+	first    bool        // nobody has had it before
 }
 
 func newSPFRun(s *SPF) *spfRun {
@@ -444,7 +560,7 @@ func (r *spfRun) reset() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.client, r.session, r.identity, r.from, r.next, r.name, r.sender = netip.Addr{}, envelope.ID{}, 0, "", spf.Params{}, "", ""
-	r.helo, r.own, r.mail, r.hasHelo, r.hasMail = spf.Result{}, spf.Result{}, nil, false, false
+	r.helo, r.mail, r.hasHelo, r.hasMail = spf.Result{}, spf.Result{}, false, false
 	r.waits, r.waiters, r.until = false, nil, time.Time{}
 }
 
@@ -466,8 +582,7 @@ func (r *spfRun) heloResult() (spf.Result, bool) {
 // may not begin: the one of a transaction that was given up is under way, or a lookup for it. HELO's may be, behind which this one waits, in place
 // of that of a transaction before.
 func (r *spfRun) begin(identity spf.Identity, now time.Time, helo, sender []byte) bool {
-	known := !now.IsZero()
-	if !known {
+	if now.IsZero() {
 		now = time.Now()
 	}
 	r.mu.Lock()
@@ -475,20 +590,6 @@ func (r *spfRun) begin(identity spf.Identity, now time.Time, helo, sender []byte
 	if identity == spf.MailFrom {
 		if r.running && r.identity != spf.Helo || r.asking && !r.running {
 			return false
-		}
-	}
-	var place *atomic.Pointer[keptResult]
-	if identity == spf.MailFrom && known && len(sender) > 0 && !r.running && !r.hasHelo {
-		domain := sender[bytes.LastIndexByte(sender, '@')+1:]
-		place = r.s.place(r.client, domain)
-		if k := place.Load(); k.stands(now, r.client, domain, helo) {
-			r.identity, r.mail, r.hasMail, r.told, r.waiters = spf.MailFrom, &k.result, true, false, nil
-			if r.tells(r.mail.Code) {
-				r.from = string(sender)
-				r.tellChecked(r.mail)
-			}
-			r.concluded()
-			return true
 		}
 	}
 	if r.name != string(helo) {
@@ -516,11 +617,17 @@ func (r *spfRun) begin(identity spf.Identity, now time.Time, helo, sender []byte
 	}
 	r.start(p)
 	r.drive(now)
-	// An explanation may hold the time, or the local-part.
-	if place != nil && r.hasMail && r.own.Code != spf.TempError && r.own.Explanation == "" && !r.own.LocalPart {
-		place.Store(&keptResult{r.client, r.sender[strings.LastIndexByte(r.sender, '@')+1:], r.name, now, r.own})
-	}
 	return true
+}
+
+// cached is the result of a check that had all its answers from the cache, until the next begin; nil otherwise.
+func (r *spfRun) cached() *spf.Result {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.hasMail || !r.until.IsZero() {
+		return nil
+	}
+	return &r.mail
 }
 
 // limit sets the time at which everything is over: counted from MAIL, or from HELO until then. r.mu is held.
@@ -585,7 +692,7 @@ func (r *spfRun) over() {
 	r.running = false
 	r.tellChecked(&result)
 	if r.identity == spf.MailFrom {
-		r.own, r.mail, r.hasMail = result, &r.own, true
+		r.mail, r.hasMail = result, true
 		r.concluded()
 		return
 	}
@@ -602,15 +709,15 @@ func (r *spfRun) over() {
 }
 
 func (r *spfRun) tellChecked(result *spf.Result) {
-	if r.tells(result.Code) {
+	if r.s.tells(result.Code) {
 		r.s.o.Checked(SPFChecked{Session: r.session, Client: r.client, Identity: r.identity, Sender: r.from, Result: *result,
 			Elapsed: r.elapsed()})
 	}
 }
 
 // tells says that Checked gets such a result.
-func (r *spfRun) tells(code spf.Code) bool {
-	return r.s.o.Checked != nil && !(r.s.o.OnlyTrouble && (code == spf.None || code == spf.Neutral || code == spf.Pass))
+func (s *SPF) tells(code spf.Code) bool {
+	return s.o.Checked != nil && !(s.o.OnlyTrouble && (code == spf.None || code == spf.Neutral || code == spf.Pass))
 }
 
 // elapsed is the time that a check has taken; none when nothing had to be waited for. Asking for the time costs more than most of a check
@@ -691,7 +798,7 @@ func (r *spfRun) take() (o spfOutcome) {
 	if r.hasHelo && r.s.heloDecides(&r.helo) {
 		o.result, o.identity = &r.helo, spf.Helo
 	} else {
-		o.result, o.identity = r.mail, spf.MailFrom
+		o.result, o.identity = &r.mail, spf.MailFrom
 	}
 	return o
 }

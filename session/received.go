@@ -98,7 +98,13 @@ func appendResults(dst, fields []byte) []byte {
 				continue
 			}
 		}
-		if line = bytes.Trim(line, " \t\r"); len(line) == 0 {
+		for len(line) > 0 && (line[0] == ' ' || line[0] == '\t') {
+			line = line[1:]
+		}
+		for n := len(line) - 1; n >= 0 && (line[n] == '\r' || line[n] == ' ' || line[n] == '\t'); n-- { // not bytes.Trim, which makes a set first
+			line = line[:n]
+		}
+		if len(line) == 0 {
 			continue
 		}
 		if len(dst) > had {

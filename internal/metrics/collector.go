@@ -26,7 +26,7 @@ type collector struct {
 	memoryUsed, memoryBudget, logDropped, certificateExpiry     *prometheus.Desc
 	dnsLookups, dnsLimited, dnsAnswers, dnsSent, dnsRetries     *prometheus.Desc
 	dnsHedges, dnsTCP, dnsInflight, dnsWaiting, dnsCache        *prometheus.Desc
-	dnsWithheld, dnsAuthentic                                   *prometheus.Desc
+	dnsWithheld, dnsAuthentic, spfResults                       *prometheus.Desc
 	validatorQuestions, validatorFailures, limitedPrefixes      *prometheus.Desc
 	relayAttempts, relayDead, relayRecipients                   *prometheus.Desc
 	relayConnects, relayInFlight, relayConnections, relayDown   *prometheus.Desc
@@ -83,6 +83,7 @@ func newCollector(r *Registry) *collector {
 	c.dnsInflight = desc("dns_inflight", "DNS questions open now.")
 	c.dnsWaiting = desc("dns_waiting", "Lookups that wait for them.")
 	c.dnsCache = desc("dns_cache_bytes", "Memory of the DNS cache, estimated.")
+	c.spfResults = desc("spf_results_total", "Transactions by the result of their SPF check and what became of it; observed would have been refused.", "result", "action")
 	c.validatorQuestions = desc("validator_questions", "Questions to hooks and milters now: queued, asked, or past their time and not given up by the one asked.", "validator", "state")
 	c.validatorFailures = desc("validator_failures_total", "Questions to hooks and milters that on_error answered.", "validator", "why")
 	c.limitedPrefixes = desc("limited_prefixes", "Networks that the limits per address and prefix remember.")
@@ -144,6 +145,11 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		for j, reason := range o.Reasons {
 			counter(c.rejections, refusals[(i*len(o.Reasons)+j)*2], stage, reason, "4")
 			counter(c.rejections, refusals[(i*len(o.Reasons)+j)*2+1], stage, reason, "5")
+		}
+	}
+	for i, result := range spfResults {
+		for j, action := range spfActions {
+			counter(c.spfResults, c.r.spf[i*len(spfActions)+j].Load(), result, action)
 		}
 	}
 	messages := sum(loops, (len(o.Protocols)+1)*2, func(l *Loop) []atomic.Uint64 { return l.messages })

@@ -115,7 +115,7 @@ type Registry struct {
 
 	http          [600]atomic.Uint64 // answers by status
 	rules         map[string]prometheus.Counter
-	spf           [len(spfResults)][len(spfActions)]prometheus.Counter
+	spf           []atomic.Uint64 // result × action
 	ptr           *prometheus.CounterVec
 	dnsbl         *prometheus.CounterVec
 	batchMessages prometheus.Histogram
@@ -124,7 +124,7 @@ type Registry struct {
 
 // New makes a registry with every label value at 0.
 func New(o Options) *Registry {
-	r := &Registry{o: o, prom: prometheus.NewRegistry(), rotated: time.Now()}
+	r := &Registry{o: o, prom: prometheus.NewRegistry(), rotated: time.Now(), spf: padded[atomic.Uint64](len(spfResults) * len(spfActions))}
 	r.batchMessages = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "fastedge_handoff_batch_messages", Help: "Messages of one commit.",
 		Buckets: []float64{1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024},
@@ -138,14 +138,6 @@ func New(o Options) *Registry {
 		ConstLabels: prometheus.Labels{"version": o.Version, "revision": o.Revision, "goversion": runtime.Version()},
 	})
 	build.Set(1)
-	results := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "fastedge_spf_results_total", Help: "Transactions by the result of their SPF check and what became of it; observed would have been refused.",
-	}, []string{"result", "action"})
-	for i, result := range spfResults {
-		for j, action := range spfActions {
-			r.spf[i][j] = results.WithLabelValues(result, action)
-		}
-	}
 	r.ptr = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "fastedge_ptr_results_total", Help: "Clients by what the lookup of their name has come to (RFC 8601 iprev).",
 	}, []string{"result"})
@@ -159,7 +151,7 @@ func New(o Options) *Registry {
 		r.dnsbl.WithLabelValues(zone, "listed")
 		r.dnsbl.WithLabelValues(zone, "failed")
 	}
-	r.prom.MustRegister(results, r.ptr, r.dnsbl)
+	r.prom.MustRegister(r.ptr, r.dnsbl)
 	r.rules = make(map[string]prometheus.Counter, len(o.Rules))
 	if len(o.Rules) > 0 {
 		matches := prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -203,7 +195,7 @@ var (
 
 // SPF counts the result of a transaction, and what became of it: a spf.Code and a policy.SPFAction. Numbers, because each message does it and words
 // would have to be looked up.
-func (r *Registry) SPF(result, action int) { r.spf[result][action].Inc() }
+func (r *Registry) SPF(result, action int) { r.spf[result*len(spfActions)+action].Add(1) }
 
 // PTR counts a finished lookup of a client's name.
 func (r *Registry) PTR(result string) { r.ptr.WithLabelValues(result).Inc() }
