@@ -29,18 +29,19 @@ func newOurFields(hostname string, bare bool) *ourFields {
 	return o
 }
 
-// spfFields are the fields of an SPF result, but for the reverse-path: the same for all messages that the result is for.
+// spfFields are the fields of a reverse-path's result as appendSPF has them, but for the reverse-path itself: the same for all messages that have the result.
 type spfFields struct {
 	text []byte
 	cut  int // in text, where the reverse-path stands; 0: nowhere, there is no Received-SPF
 }
 
-func (o *ourFields) spfFields(client netip.Addr, helo []byte, r *spf.Result, identity spf.Identity) (f spfFields) {
-	f.text = make([]byte, 0, 512) // most need less
+// spfFields writes them into room, or elsewhere if it is too small.
+func (o *ourFields) spfFields(room []byte, key *keptKey, r *spf.Result) spfFields {
+	f := spfFields{text: room}
 	if !o.bare {
-		f.text = o.beginReceivedSPF(f.text, client, r)
+		f.text = o.beginReceivedSPF(f.text, key.client, r)
 		f.cut = len(f.text)
-		f.text = o.endReceivedSPF(f.text, helo, r, identity)
+		f.text = o.endReceivedSPF(f.text, key.helo, r, spf.MailFrom)
 	}
 	f.text = o.appendSPFResult(f.text, r)
 	return f
@@ -49,20 +50,19 @@ func (o *ourFields) spfFields(client netip.Addr, helo []byte, r *spf.Result, ide
 // appendSPF appends Received-SPF (RFC 7208 §9.1), and Authentication-Results (RFC 8601) as far as the method spf. The property is what was checked: HELO's
 // name for the null reverse-path.
 func (o *ourFields) appendSPF(dst []byte, e *Event, found *spfOutcome) []byte {
-	path := reversePath(e)
-	if k := found.kept; k != nil && k.fields.text != nil {
-		dst = append(dst, k.fields.text[:k.fields.cut]...)
-		if k.fields.cut > 0 {
+	path, r := reversePath(e), found.result
+	switch f := found.fields; {
+	case f != nil:
+		dst = append(dst, f.text[:f.cut]...)
+		if f.cut > 0 {
 			dst = appendPair(dst, "", path)
 		}
-		dst = append(dst, k.fields.text[k.fields.cut:]...)
-	} else {
-		if !o.bare {
-			dst = o.beginReceivedSPF(dst, clientIP(e), found.result)
-			dst = appendPair(dst, "", path)
-			dst = o.endReceivedSPF(dst, e.Client.Helo, found.result, found.identity)
-		}
-		dst = o.appendSPFResult(dst, found.result)
+		dst = append(dst, f.text[f.cut:]...)
+	case o.bare:
+		dst = o.appendSPFResult(dst, r)
+	default:
+		dst = appendPair(o.beginReceivedSPF(dst, clientIP(e), r), "", path)
+		dst = o.appendSPFResult(o.endReceivedSPF(dst, e.Client.Helo, r, found.identity), r)
 	}
 	if found.identity == spf.MailFrom && len(path) > 0 {
 		return appendAddress(append(dst, " smtp.mailfrom="...), path)

@@ -119,7 +119,7 @@ const explains = " explains: "
 // answered, which lives by whole seconds and keeps everything for longer than this, so the next check would hardly ever find anything else.
 const keptTime = time.Second
 
-// keptResults is how many results are kept: 4,096 of some 1,000 bytes, their fields included, are 4 MB.
+// keptResults is how many results are kept: 4,096 of 768 bytes, their fields included, are 3 MB.
 const keptResults = 4096
 
 // keptKey is what a result is that of. helo and domain are borrowed.
@@ -128,15 +128,16 @@ type keptKey struct {
 	helo, domain []byte
 }
 
-// keptResult is what a check has found out. Immutable. It lies in as few cache lines as may be, since between two messages of a client others have had
-// the cache.
+// keptResult is what a check has found out. Immutable. All that most messages need lies side by side: between two messages of a client others have had
+// the processor's cache.
 type keptResult struct {
 	begun        time.Time
 	client       netip.Addr
 	helo, domain uint8     // their lengths
 	names        [102]byte // one behind the other; longer ones are not kept
-	fields       spfFields
 	result       spf.Result
+	fields       spfFields
+	room         [448]byte // of fields, if they are not longer
 }
 
 // newKept copies the key; nil is what is not to be kept: an explanation may hold the time, or the local-part.
@@ -148,7 +149,7 @@ func (s *SPF) newKept(begun time.Time, key *keptKey, result *spf.Result) *keptRe
 	k.result = *result
 	copy(k.names[copy(k.names[:], key.helo):], key.domain)
 	if s.ours != nil {
-		k.fields = s.ours.spfFields(key.client, key.helo, result, spf.MailFrom)
+		k.fields = s.ours.spfFields(k.room[:0], key, result)
 	}
 	return k
 }
@@ -399,7 +400,8 @@ func (state *spfState) outcome() (o spfOutcome, done bool) {
 	if state.kept == nil {
 		return state.run.outcome()
 	}
-	o = spfOutcome{&state.kept.result, spf.MailFrom, state.kept, !state.told}
+	k := state.kept
+	o = spfOutcome{&k.result, spf.MailFrom, &k.fields, !state.told}
 	state.told = true
 	return o, true
 }
@@ -545,8 +547,8 @@ type spfRun struct {
 type spfOutcome struct {
 	result   *spf.Result // the run's own, until its next begin, or of what is kept
 	identity spf.Identity
-	kept     *keptResult // nil: it is not
-	first    bool        // nobody has had it before
+	fields   *spfFields // of what is kept, else nil
+	first    bool       // nobody has had it before
 }
 
 func newSPFRun(s *SPF) *spfRun {

@@ -143,12 +143,7 @@ func (s *Session) event(at policy.Stage, v *placed) *policy.Event {
 			TLS:      s.peer.TLS,
 		},
 	}
-	if v.slot >= 0 {
-		if s.slots == nil {
-			s.slots = make([]any, s.sv.slots)
-		}
-		e.Slot = &s.slots[v.slot]
-	}
+	e.Slot = s.slotOf(v)
 	if s.peer.Proxy != nil {
 		e.Client.ProxyAddr = *s.peer.Proxy
 	}
@@ -163,6 +158,21 @@ func (s *Session) event(at policy.Stage, v *placed) *policy.Event {
 		}
 	}
 	return e
+}
+
+// slotOf is where a validator remembers, if it does.
+func (s *Session) slotOf(v *placed) *any {
+	switch v.slot {
+	case -1:
+		return nil
+	case 0:
+		return &s.slot
+	}
+	if s.slots == nil {
+		slots := make([]any, s.sv.slots-1)
+		s.slots = &slots
+	}
+	return &(*s.slots)[v.slot-1]
 }
 
 // Pending is the question that AwaitPolicy is about; nil when there is none. Arm says whom to wake, who then calls Decided.

@@ -106,7 +106,8 @@ type Session struct {
 	pending *policy.Pending  // the question that is waited for
 	told    *smtpcodec.Reply // what validators want said in place of our own success
 	sasl    *exchange        // the AUTH being worked out
-	slots   []any            // what validators remember, made when the first of them is asked
+	slot    any              // what the first validator remembers that does: here, where the session's next message finds it at hand;
+	slots   *[]any           // and the others, made when the first of these is asked
 
 	errors       uint32 // faulty commands, see reasons
 	transactions uint32 // MAIL commands
