@@ -2,10 +2,13 @@ package policy
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fastedge/fastedge/envelope"
+	"github.com/fastedge/fastedge/smtpcodec"
 	"github.com/fastedge/fastedge/spf"
 )
 
@@ -443,4 +446,59 @@ func BenchmarkFields(b *testing.B) {
 					"mx.example.net", result.Code, e.Envelope.ReversePath, "pass", e.Client.Addr.Addr(), "host.example")
 		}
 	})
+}
+
+// The fields of a kept result are written once, but for the reverse-path, and are what each message's own check would have written.
+func TestKeptFieldsAreThoseOfACheck(t *testing.T) {
+	long := strings.Repeat("a.very.long.name.", 14)
+	dns := newDNS(`TXT pass.example v=spf1 ip4:192.0.2.7 ip6:2001:db8::7 -all
+		TXT ` + long + `example v=spf1 ip4:192.0.2.7 -all
+		TXT broken.example v=spf1 ip4:x -all
+		TXT wide.example v=spf1 exists:` + strings.Repeat("%{d}.", 30) + `example ?all`)
+	now := time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
+	for _, o := range []ResultsOptions{{Hostname: "mx1.example.net"}, {Hostname: "mx1.example.net", EnvelopeOnly: true}, {Hostname: strings.Repeat("m", 60) + "(x).example", Logins: true}} {
+		o.SPF = mustSPF(t, SPFOptions{Resolver: dns, Enforce: true})
+		v := NewResults(o)
+		for _, client := range []string{"192.0.2.7", "192.0.2.8", "::ffff:192.0.2.7", "2001:db8::7"} {
+			for _, helo := range []string{"h.example", "[192.0.2.7]", "odd(name", strings.Repeat("h", 100)} {
+				slots := make([]any, 2) // a session's own, and another's
+				for _, sender := range []string{"a@pass.example", "b@pass.example", "an.odd)(\"one\x80@pass.example", "pass.example", "a@none.example", "a@broken.example",
+					"a@wide.example", "a@" + long + "example", ""} {
+					var said []string
+					for _, slot := range []*any{new(any), &slots[0], &slots[0], &slots[1]} {
+						e := &Event{Stage: AtMail, Slot: slot, Client: Client{Addr: netip.AddrPortFrom(netip.MustParseAddr(client), 25000), Helo: []byte(helo)},
+							Path: smtpcodec.Path{Mailbox: []byte(sender)}, Envelope: &envelope.Envelope{ReversePath: []byte(sender)}}
+						if len(said) > 0 { // the first one is never kept
+							e.Now = now
+						}
+						if err := v.Validate(e); err != nil || e.Pended() != nil {
+							t.Fatal(err)
+						}
+						e.Stage = AtMessage
+						if err := v.Validate(e); err != nil {
+							t.Fatal(err)
+						}
+						said = append(said, string(e.Fields))
+					}
+					for _, again := range said[1:] {
+						if again != said[0] || again == "" {
+							t.Errorf("%s, %q, %q: %q, of its own check %q", client, helo, sender, again, said[0])
+						}
+					}
+				}
+			}
+		}
+		kept := 0
+		for i := range o.SPF.kept {
+			if k := o.SPF.kept[i][0].Load(); k != nil {
+				kept++
+				if len(k.fields.text) == 0 {
+					t.Errorf("%+v has no fields", k)
+				}
+			}
+		}
+		if kept < 10 {
+			t.Errorf("%d results are kept", kept)
+		}
+	}
 }
