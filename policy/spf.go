@@ -122,6 +122,9 @@ const keptTime = time.Second
 // keptResults is how many results are kept: 4,096 of 768 bytes, their fields included, are 3 MB.
 const keptResults = 4096
 
+// keptNames is how long the name of HELO and the domain may be together; results of longer ones, which hardly exist, are not kept.
+const keptNames = 102
+
 // keptKey is what a result is that of. helo and domain are borrowed.
 type keptKey struct {
 	client       netip.Addr
@@ -133,8 +136,8 @@ type keptKey struct {
 type keptResult struct {
 	begun        time.Time
 	client       netip.Addr
-	helo, domain uint8     // their lengths
-	names        [102]byte // one behind the other; longer ones are not kept
+	helo, domain uint8           // their lengths
+	names        [keptNames]byte // one behind the other
 	result       spf.Result
 	fields       spfFields
 	room         [448]byte // of fields, if they are not longer
@@ -142,11 +145,10 @@ type keptResult struct {
 
 // newKept copies the key; nil is what is not to be kept: an explanation may hold the time, or the local-part.
 func (s *SPF) newKept(begun time.Time, key *keptKey, result *spf.Result) *keptResult {
-	k := &keptResult{begun: begun, client: key.client, helo: uint8(len(key.helo)), domain: uint8(len(key.domain))}
-	if result == nil || len(key.helo)+len(key.domain) > len(k.names) || result.Code == spf.TempError || result.Explanation != "" || result.LocalPart {
+	if result == nil || len(key.helo)+len(key.domain) > keptNames || result.Code == spf.TempError || result.Explanation != "" || result.LocalPart {
 		return nil
 	}
-	k.result = *result
+	k := &keptResult{begun: begun, client: key.client, helo: uint8(len(key.helo)), domain: uint8(len(key.domain)), result: *result}
 	copy(k.names[copy(k.names[:], key.helo):], key.domain)
 	if s.ours != nil {
 		k.fields = s.ours.spfFields(k.room[:0], key, result)

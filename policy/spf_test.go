@@ -898,6 +898,7 @@ func TestADomainIsNotLookedUpAgainForASecond(t *testing.T) {
 		TXT b@both.example.nobody.example v=spf1 -all
 		TXT broken.example !`)
 	begun := time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
+	longest := strings.Repeat("h", keptNames-len("pass.example"))
 	for _, enforce := range []bool{true, false} {
 		for _, c := range []struct {
 			sender, helo string // before
@@ -924,6 +925,8 @@ func TestADomainIsNotLookedUpAgainForASecond(t *testing.T) {
 			{"a@none.example", "h.example", "a@none.example", "h.example", 0, false},
 			{"a@told.example", "h.example", "a@told.example", "h.example", 0, true},
 			{"a@broken.example", "h.example", "a@broken.example", "h.example", 0, true},
+			{"a@pass.example", longest, "a@pass.example", longest, 0, false},
+			{"a@pass.example", longest + "h", "a@pass.example", longest + "h", 0, true},
 			{"", "h.example", "", "h.example", 0, true},
 			{"a@pass.example", "h.example", "", "h.example", 0, true},
 		} {
