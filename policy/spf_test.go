@@ -1008,6 +1008,29 @@ func TestAKeptResultIsOneClients(t *testing.T) {
 	}
 }
 
+// Two results that fall on the same places are both kept; a third one takes the older's, and a newer one of the same key takes its own.
+func TestAPairKeepsTheTwoYoungest(t *testing.T) {
+	s := mustSPF(t, SPFOptions{Resolver: newDNS("")})
+	now := time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
+	var p keptPair
+	for i, c := range []struct{ domain, kept string }{
+		{"a", "a"}, {"b", "ab"}, {"a", "ab"}, {"c", "ac"}, {"c", "ac"}, {"d", "dc"}, {"e", "de"},
+	} {
+		now = now.Add(time.Millisecond)
+		key := keptKey{netip.MustParseAddr("192.0.2.7"), []byte("h.example"), []byte(c.domain)}
+		p.keep(&key, s.newKept(now, &key, &spf.Result{Code: spf.Pass}))
+		kept := ""
+		for j := range p {
+			if k := p[j].Load(); k != nil {
+				kept += string(k.names[k.helo:][:k.domain])
+			}
+		}
+		if k := p.find(now, &key); kept != c.kept || k == nil || k.begun != now {
+			t.Errorf("%d: %q are kept, want %q; found %+v", i, kept, c.kept, k)
+		}
+	}
+}
+
 // warmSPF is a session whose sender's records are all cached: a provider's chain of three.
 func warmSPF(t testing.TB) (v Validator, message func()) {
 	d := newDNS(`TXT big.example v=spf1 include:_spf.provider.example ~all

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -427,5 +428,51 @@ func TestCredentialsAreNotShownToTheObserver(t *testing.T) {
 	want := []note{{StageAuth, 502, ReasonNotOffered, "PLAIN"}, {StageAuth, 502, ReasonNotOffered, "LOGIN"}, {StageAuth, 502, ReasonNotOffered, ""}}
 	if fmt.Sprint(book.refused) != fmt.Sprint(want) {
 		t.Errorf("refused %v\nwant    %v", book.refused, want)
+	}
+}
+
+// remembering counts its calls in its slot, if it has one.
+type remembering struct {
+	name  string
+	has   bool
+	calls []string
+}
+
+func (r *remembering) Stages() policy.Stages {
+	return policy.On(policy.AtHelo, policy.AtMail, policy.AtRcpt)
+}
+func (r *remembering) Remembers() bool { return r.has }
+func (r *remembering) Validate(e *policy.Event) error {
+	if !r.has {
+		r.calls = append(r.calls, fmt.Sprint(e.Slot))
+		return nil
+	}
+	was, _ := (*e.Slot).(string)
+	*e.Slot = was + r.name
+	r.calls = append(r.calls, (*e.Slot).(string))
+	return nil
+}
+
+// The first validator that remembers has its slot in the session and the others have theirs elsewhere; none has another's, nor another session's.
+func TestEachValidatorHasASlotOfItsOwnInEachSession(t *testing.T) {
+	all := []*remembering{{name: "a", has: true}, {name: "-"}, {name: "b", has: true}, {name: "c", has: true}}
+	var o Options
+	for _, v := range all {
+		o.Validators = append(o.Validators, v)
+	}
+	for range 2 {
+		s, _, _ := open(t, o)
+		s.Feed([]byte("EHLO client.example.com\r\n"), start, nil)
+		feed(t, s, "MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\n", "250", "250")
+		for _, v := range all {
+			want := []string{v.name, v.name + v.name, v.name + v.name + v.name}
+			if !v.has {
+				want = []string{"<nil>", "<nil>", "<nil>"}
+			}
+			if !slices.Equal(v.calls, want) {
+				t.Errorf("%s: %q, want %q", v.name, v.calls, want)
+			}
+			v.calls = nil
+		}
 	}
 }
